@@ -1,0 +1,1 @@
+"""The model: configuration, encoders, transformer, objectives and checkpoints. No ROS, no OpenCV."""

@@ -1,0 +1,1 @@
+"""From topic data to safe motion: decoding, observation windows, chunks, the gate and trajectories. No ROS."""

@@ -1,0 +1,1 @@
+"""Bags to LeRobot datasets, and datasets to checkpoints. No ROS."""

@@ -1,0 +1,38 @@
+"""Package `dit_policy_training`: `pip install ./training` beside `pip install .` on a server, or built by colcon beside ROS."""
+
+from setuptools import find_packages, setup
+
+NAME = "dit_policy_training"
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    description="Bags to datasets, datasets to checkpoints, for dit_policy_ros",
+    maintainer="dit_policy_ros maintainers",
+    maintainer_email="maintainers@dit-policy-ros.dev",
+    license="Apache-2.0",
+    python_requires=">=3.12",
+    packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+    ],
+    install_requires=[
+        "dit_policy_ros",
+        "draccus",
+        "lerobot[dataset]>=0.6.1,<0.7",
+        "matplotlib",
+        "numpy>=2",
+        "rich",
+        "rosbags",
+        "safetensors",
+        "torch>=2.6",
+    ],
+    zip_safe=False,
+    entry_points={
+        "console_scripts": [
+            f"convert = {NAME}.convert:main",
+            f"train = {NAME}.train:main",
+        ],
+    },
+)

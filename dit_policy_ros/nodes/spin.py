@@ -1,0 +1,39 @@
+"""Spinning a node until SIGINT or SIGTERM, then letting it finish properly: exit status 0 and no traceback."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Sequence
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+_WAKE_UP_S = 0.05  # how long a signal may go unnoticed while nothing else happens
+
+
+def run_node(
+    make_node: Callable[[], Node], finish: Callable[[Node], None], args: Sequence[str] | None = None
+) -> None:
+    """Make a node, spin it in one thread until a signal asks to stop, call `finish(node)` while DDS is still up.
+
+    rclpy's own handlers shut the context down at once, and a stop trajectory could no longer be published; so the
+    signals are ours, and a second one during `finish` changes nothing.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    executor = SingleThreadedExecutor()
+    node = make_node()
+    executor.add_node(node)
+    try:
+        while not stop.is_set():
+            executor.spin_once(timeout_sec=_WAKE_UP_S)
+    finally:
+        finish(node)
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown()

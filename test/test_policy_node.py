@@ -1,0 +1,353 @@
+"""The policy node as a process of its own, driven over DDS: what it sends, and all that it refuses to act on."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from policy_fixtures import INSTRUCTIONS, demo_config, make_stats
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed; make setup brings it")
+
+from robot import Robot, wait_for
+from trajectory_msgs.msg import JointTrajectory
+
+from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.nodes.processes import Child
+from dit_policy_ros.policy.checkpoint import save_checkpoint
+from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
+from dit_policy_ros.policy.tiny_clip import make_tiny_clip
+from dit_policy_ros.runtime.gate import Verdict
+
+pytestmark = pytest.mark.ros
+
+EMBODIMENT = Path(__file__).parents[1] / "config/embodiments/sim_arm.yaml"
+STEP_S = 0.1
+TRANSITIONS = {"unconfigured": [], "inactive": ["configure"], "active": ["configure", "activate"]}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained policy whose actions stay within 2 mrad of the measured joints, so that all of them are safe."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_tiny_clip(folder / "clip")
+    config = demo_config(str(folder / "clip"), n_obs_steps=2, tasks=INSTRUCTIONS)
+    stats = make_stats(config)
+    stats["action"] = {"min": [-0.002] * 7, "max": [0.002] * 7, "mean": [0.0] * 7, "std": [0.001] * 7}
+    save_checkpoint(folder / "policy", MultitaskDiTPolicy(config, stats), EMBODIMENT.read_text(), "a test's")
+    return folder / "policy"
+
+
+def start_node(log: Path, namespace: str, **parameters: object) -> Child:
+    settings = {"warmup_chunks": 1, **parameters}
+    arguments = [word for name, value in settings.items() for word in ("-p", f"{name}:={value}")]
+    command = [
+        sys.executable,
+        "-m",
+        "dit_policy_ros.nodes.policy_node",
+        "--ros-args",
+        "-r",
+        f"__ns:={namespace}",
+    ]
+    return Child("policy node", [*command, *arguments], log, {"OMP_NUM_THREADS": "1"})
+
+
+def is_stop(trajectory: JointTrajectory) -> bool:
+    """A stop is short; a chunk is 1.3 s or longer."""
+    end = trajectory.points[-1].time_from_start
+    return end.sec + end.nanosec * 1e-9 < 1.0 and list(trajectory.points[-1].velocities) == [0.0] * 7
+
+
+@pytest.fixture(scope="module")
+def robot(ros_domain: int) -> Iterator[object]:
+
+    robot = Robot(Embodiment.load(EMBODIMENT))
+    yield robot
+    robot.close()
+
+
+@pytest.fixture(scope="module")
+def node(checkpoint: Path, robot, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    child = start_node(tmp_path_factory.mktemp("log") / "policy_node.log", "/", checkpoint=checkpoint)
+    try:
+        assert robot.transition("configure"), child.last_lines()
+        yield child
+    finally:
+        assert child.stop() == 0
+        assert "Traceback" not in child.log.read_text()
+
+
+@pytest.fixture
+def active(node, robot) -> Iterator[object]:
+    """An active node with an instruction, all its inputs in order; put back in order afterwards."""
+
+    robot.instruct(INSTRUCTIONS[0])
+    assert robot.transition("activate")
+    wait_for(lambda: robot.chunks and robot.chunks[-1].verdict == Verdict.ACCEPTED, "a chunk is accepted")
+    yield robot
+    robot.mend()
+    assert robot.transition("deactivate")
+
+
+def refused(robot, verdict: Verdict) -> str:
+    """The reason of a refusal, after proof that nothing was sent to the controller from then on."""
+    chunk = robot.wait_for_verdict(verdict)
+    sent = len(robot.trajectories)
+    robot.wait_for_verdict(verdict)
+    robot.wait_for_verdict(verdict)
+    assert len(robot.trajectories) == sent
+    return chunk.reason
+
+
+def test_chunks_go_out_as_the_controller_wants_them(active) -> None:
+    robot = active
+    wanted = robot.wait_for_verdict(Verdict.ACCEPTED)
+    trajectory = robot.trajectories[-1]
+    times = [point.time_from_start.sec + point.time_from_start.nanosec * 1e-9 for point in trajectory.points]
+    assert trajectory.joint_names == list(robot.embodiment.action_joints)
+    assert (trajectory.header.stamp.sec, trajectory.header.stamp.nanosec) == (0, 0)
+    assert times[0] > 0
+    np.testing.assert_allclose(np.diff(times), STEP_S, atol=1e-6)
+    assert list(trajectory.points[-1].velocities) == [0.0] * 7
+    assert any(abs(v) > 0 for v in trajectory.points[0].velocities)
+    # horizon 16 with n_obs_steps 2 leaves 15 rows; those not dropped are all sent, the tail behind n_action_steps too
+    assert (wanted.steps, wanted.dims) == (15, 7)
+    assert len(trajectory.points) == wanted.steps - wanted.steps_dropped
+
+
+def test_positions_sent_are_near_the_arm_whatever_order_its_joints_come_in(active) -> None:
+    robot = active
+    robot.positions |= {
+        name: 0.1 * number for number, name in enumerate(robot.embodiment.state.joints[:3], start=1)
+    }
+    measured = [robot.positions[name] for name in robot.embodiment.action_joints]
+
+    def last_error() -> float:
+        return float(np.abs(np.array(robot.trajectories[-1].points[0].positions) - measured).max())
+
+    wait_for(lambda: last_error() < 0.01, "the first step follows the measured joints")
+
+
+def test_chunks_follow_each_other_n_action_steps_apart_and_it_is_live(active) -> None:
+    robot = active
+
+    def interval_s(steps: int) -> float:
+        stamps = []
+        while len(stamps) < 4:
+            chunk = robot.wait_for_verdict(Verdict.ACCEPTED)
+            if chunk.n_action_steps == steps:
+                stamps.append(chunk.observation_stamp.sec + chunk.observation_stamp.nanosec * 1e-9)
+        return float(np.median(np.diff(stamps)))
+
+    assert robot.set_parameter("n_action_steps", 3).successful
+    assert interval_s(3) == pytest.approx(3 * STEP_S, abs=0.05)
+    assert robot.set_parameter("n_action_steps", 6).successful
+    assert interval_s(6) == pytest.approx(6 * STEP_S, abs=0.05)
+    assert robot.set_parameter("n_action_steps", 0).successful
+
+
+def test_contradictory_parameters_are_rejected_with_a_sentence(active) -> None:
+    robot = active
+    result = robot.set_parameter("n_action_steps", 16)
+    assert not result.successful
+    assert "horizon 16 - n_obs_steps 2 + 1 = 15" in result.reason
+    assert not robot.set_parameter("denoising_steps", 1_000_000).successful
+    assert robot.set_parameter("denoising_steps", 2).successful
+    assert robot.set_parameter("denoising_steps", 0).successful
+
+
+def test_a_camera_that_stops_stops_the_chunks(active) -> None:
+    active.silent = {"wrist"}
+    assert "wrist_camera/image_raw/compressed" in refused(active, Verdict.INPUT_STALE)
+    active.silent = set()
+    active.wait_for_verdict(Verdict.ACCEPTED)
+
+
+def test_joint_states_that_stop_stop_the_chunks(active) -> None:
+    active.silent = {"state"}
+    assert "joint_states" in refused(active, Verdict.INPUT_STALE)
+
+
+def test_images_of_another_size_are_refused(active) -> None:
+    active.image_size["workspace"] = (64, 48)
+    reason = refused(active, Verdict.INPUT_INVALID)
+    assert "64x48" in reason
+    assert "128x128" in reason
+
+
+def test_images_of_another_encoding_are_refused(active) -> None:
+    active.encoding = "16UC1"
+    reason = refused(active, Verdict.INPUT_INVALID)
+    assert "16UC1" in reason
+    assert "rgb8" in reason
+
+
+def test_missing_joints_are_refused_by_name(active) -> None:
+    active.joint_names = [name for name in active.joint_names if name != "panda_joint5"]
+    assert "panda_joint5" in refused(active, Verdict.INPUT_INVALID)
+
+
+def test_nan_in_joint_states_is_refused_by_name(active) -> None:
+    active.positions["panda_joint2"] = float("nan")
+    assert "panda_joint2" in refused(active, Verdict.INPUT_INVALID)
+
+
+def test_an_arm_outside_its_limits_is_refused_with_joint_and_limit(active) -> None:
+    active.positions["panda_joint1"] = 3.0  # the chunk starts there, and the limit is 2.8973
+    reason = refused(active, Verdict.POSITION_LIMIT)
+    assert "panda_joint1" in reason
+    assert "2.897" in reason
+
+
+def test_an_empty_instruction_is_refused_and_an_unknown_one_runs_with_a_warning(active) -> None:
+    robot = active
+    answer = robot.set_instruction("  ")
+    assert not answer.success
+    assert "empty" in answer.message
+    assert INSTRUCTIONS[0] in answer.message
+    assert robot.set_instruction("open the drawer").success
+    robot.wait_for_log("not trained on 'open the drawer'")
+    while robot.wait_for_verdict(Verdict.ACCEPTED).instruction != "open the drawer":
+        pass
+
+    wait_for(lambda: robot.status.instruction == "open the drawer", "the status tells the instruction")
+    assert not robot.status.instruction_known
+
+
+def test_deactivate_ends_with_a_stop_and_then_silence(active) -> None:
+    robot = active
+
+    robot.wait_for_verdict(Verdict.ACCEPTED)
+    assert robot.transition("deactivate")
+    answered = time.monotonic()
+    sent = len(robot.trajectories)
+    stop = wait_for(
+        lambda: robot.trajectories[-1] if is_stop(robot.trajectories[-1]) else None, "a stop comes"
+    )
+    assert list(stop.points[-1].velocities) == [0.0] * 7
+    measured = [robot.positions[name] for name in robot.embodiment.action_joints]
+    np.testing.assert_allclose(stop.points[-1].positions, measured, atol=0.01)
+    wait_for(lambda: time.monotonic() - answered > 1.0, "a second passes")  # longer than n_action_steps
+    assert len(robot.trajectories) <= sent + 1
+    assert robot.transition("activate")
+    robot.wait_for_verdict(Verdict.ACCEPTED)
+
+
+def test_diagnostics_count_what_was_refused(active) -> None:
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    arrays: list[DiagnosticArray] = []
+    subscription = active.node.create_subscription(DiagnosticArray, "/diagnostics", arrays.append, 10)
+    active.silent = {"workspace"}
+    refused(active, Verdict.INPUT_STALE)
+
+    def warned() -> object:
+        return [a.status[0] for a in arrays if a.status[0].level == a.status[0].WARN]
+
+    status = wait_for(warned, "a warning in /diagnostics")[-1]
+    active.node.destroy_subscription(subscription)
+    values = {pair.key: pair.value for pair in status.values}
+    assert int(values["verdict.input_stale"]) >= 1
+    assert int(values["verdict.accepted"]) >= 1
+    assert "workspace_camera/image_raw" in status.message
+
+
+def spoiled(checkpoint: Path, folder: Path, how: str) -> dict[str, object]:
+    """The parameters of a node that must not configure."""
+    parameters: dict[str, object] = {"checkpoint": folder / "policy"}
+    if how == "absent":
+        return parameters
+    shutil.copytree(checkpoint, folder / "policy")
+    weights = folder / "policy" / "model.safetensors"
+    tensors = load_file(weights)
+    if how == "missing tensor":
+        del tensors["noise_predictor.output_proj.weight"]
+    elif how == "extra tensor":
+        tensors["not_of_this_model"] = torch.zeros(3)
+    elif how == "another embodiment":
+        text = EMBODIMENT.read_text()
+        wrist = text.index("wrist:")
+        (folder / "other.yaml").write_text(text[:wrist] + text[wrist:].replace("width: 128", "width: 96", 1))
+        parameters["embodiment"] = folder / "other.yaml"
+    elif how == "too many action steps":
+        parameters["n_action_steps"] = 200
+    save_file(tensors, weights)
+    return parameters
+
+
+SPOILED = {
+    "absent": "policy",
+    "missing tensor": "noise_predictor.output_proj.weight",
+    "extra tensor": "not_of_this_model",
+    "another embodiment": "cameras.wrist.width: 96 here, 128 there",
+    "too many action steps": "n_action_steps 200",
+}
+
+
+@pytest.mark.timeout(180)
+def test_configure_fails_with_the_reason_and_leaves_the_node_unconfigured(
+    ros_domain: int, checkpoint: Path, tmp_path: Path
+) -> None:
+    """All cases at once, each in its own namespace: a process takes seconds to import torch."""
+
+    embodiment = Embodiment.load(EMBODIMENT)
+    cases = {}
+    for number, how in enumerate(SPOILED):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        cases[how] = start_node(folder / "node.log", f"/broken{number}", **spoiled(checkpoint, folder, how))
+    for number, (how, child) in enumerate(cases.items()):
+        robot = Robot(embodiment, f"/broken{number}")
+        try:
+            assert not robot.transition("configure"), how
+            assert robot.state() == "unconfigured", how
+        finally:
+            robot.close()
+            status = child.stop()
+        log = child.log.read_text()
+        assert SPOILED[how] in log, how
+        assert "Traceback" not in log, how
+        assert status == 0, how
+
+
+@pytest.mark.timeout(240)
+def test_signals_stop_the_arm_and_end_with_zero_in_every_state(
+    ros_domain: int, checkpoint: Path, tmp_path: Path
+) -> None:
+
+    embodiment = Embodiment.load(EMBODIMENT)
+    cases = [(state, number) for state in TRANSITIONS for number in (signal.SIGINT, signal.SIGTERM)]
+    children = [
+        start_node(tmp_path / f"{index}.log", f"/signal{index}", checkpoint=checkpoint)
+        for index in range(len(cases))
+    ]
+    for index, ((state, number), child) in enumerate(zip(cases, children, strict=True)):
+        robot = Robot(embodiment, f"/signal{index}")
+        try:
+            assert robot.state() == "unconfigured"
+            for transition in TRANSITIONS[state]:
+                assert robot.transition(transition), (state, child.last_lines())
+            if state == "active":
+                robot.instruct(INSTRUCTIONS[1])
+                robot.wait_for_verdict(Verdict.ACCEPTED)
+            child.send(number)
+            assert child.wait(20) == 0, (state, number)
+            assert "Traceback" not in child.log.read_text()
+            if state == "active":
+                stop = wait_for(
+                    lambda robot=robot: is_stop(robot.trajectories[-1]), "the last message is a stop"
+                )
+                assert stop
+            else:
+                assert robot.trajectories == []
+        finally:
+            robot.close()
+            child.stop()

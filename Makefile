@@ -1,0 +1,22 @@
+# Every target sets the project up first; once that is done it takes a second.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-train test lint
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: ## set up: Python 3.12, packages, the colcon build, graphics
+	@tools/setup.sh
+
+demo: setup ## run the demo: a policy drives a simulated arm over DDS (ARGS=... are passed on)
+	@tools/run.sh python -m dit_policy_ros.nodes.demo $(ARGS)
+
+demo-train: setup ## make the demo's checkpoint from nothing: expert, bags, dataset, training, evaluation
+	@tools/run.sh tools/demo_train.sh
+
+test: setup ## run the tests (ARGS=... are passed to pytest)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} tools/run.sh python -m pytest $(ARGS)
+
+lint: setup ## run ruff, mypy and import-linter
+	@tools/run.sh python -m pytest -q test/test_lint.py

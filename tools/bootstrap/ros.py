@@ -1,0 +1,39 @@
+"""Which ROS the project uses: the one that is sourced, or, where none is, ROS 2 Kilted as Python wheels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tools.bootstrap.step import StepFailed
+
+SUPPORTED = ("jazzy", "kilted")
+WHEELS = "wheels"
+
+
+def choose(environment: Mapping[str, str], root: Path, import_rclpy: Callable[[], str | None]) -> str:
+    """The distribution that is sourced (one of SUPPORTED), or WHEELS; StepFailed for one that cannot be used.
+
+    ROS counts as sourced if AMENT_PREFIX_PATH has a prefix outside the project: the project's own `.venv` and `install` do
+    not make a ROS, nor does ROS_DISTRO alone, which container images set before anything is sourced. `import_rclpy` tries it
+    with the Python in use and returns the error, None if it imports.
+    """
+    prefixes = [Path(prefix) for prefix in environment.get("AMENT_PREFIX_PATH", "").split(":") if prefix]
+    if all(prefix.is_relative_to(root) for prefix in prefixes):
+        return WHEELS
+    distribution = environment.get("ROS_DISTRO", "")
+    another = "or open a shell in which no ROS is sourced, to use Kilted's wheels"
+    if distribution not in SUPPORTED:
+        name = f"ROS 2 {distribution}" if distribution else "a ROS without ROS_DISTRO"
+        raise StepFailed(
+            f"{name} is sourced (AMENT_PREFIX_PATH={environment['AMENT_PREFIX_PATH']}), which is not one of "
+            f"{', '.join(SUPPORTED)}",
+            f"source Jazzy or Kilted, {another}",
+        )
+    if error := import_rclpy():
+        raise StepFailed(
+            f"ROS 2 {distribution} is sourced, and rclpy does not import with the Python in use: {error}",
+            f"sudo apt-get install -y ros-{distribution}-ros-base python3.12-venv python3.12-dev (ROS needs the system's "
+            f"Python), {another}",
+        )
+    return distribution

@@ -1,0 +1,438 @@
+"""What a policy is: every choice that shapes the model, its training objective and its sampler, as draccus dataclasses.
+
+A configuration may be written as YAML or given as `--policy.objective.type=flow_matching`; `validate` reports
+all of its contradictions in one error. The same dataclasses are the checkpoint's config.json.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import draccus
+
+STATE = "observation.state"
+ACTION = "action"
+TASK = "task"
+ACTION_IS_PAD = "action_is_pad"
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ConfigurationError(ValueError):
+    """A configuration that contradicts itself; the message lists every contradiction."""
+
+
+@dataclass
+class Feature:
+    """One entry of the policy's inputs or outputs. Shapes: VISUAL (3, H, W) as recorded, STATE (S,), ACTION (A,)."""
+
+    type: Literal["VISUAL", "STATE", "ACTION"]
+    shape: tuple[int, ...]
+
+
+@dataclass
+class VisionConfig(draccus.ChoiceRegistry):
+    """What is common to the vision encoders: from the camera's picture to the encoder's input.
+
+    The picture is scaled, keeping its aspect ratio, until it just covers `resize_shape`, then cut to
+    `crop_shape` (default: `resize_shape`): at the centre at inference, anywhere at training if
+    `crop_is_random`. Training may also shift the window by up to `random_shift` pixels, edges replicated
+    (DrQ-v2, arXiv 2107.09645). Shapes are (H, W).
+    """
+
+    resize_shape: tuple[int, int] | None = None
+    crop_shape: tuple[int, int] | None = None
+    crop_is_random: bool = True
+    random_shift: int = 0
+    use_separate_encoder_per_camera: bool = False
+    lr_multiplier: float = 1.0
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def default_choice_name(cls) -> str:
+        """The type meant where a configuration names none."""
+        return "clip"
+
+    def input_shape(self, image_shape: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the encoder's input for a picture of (H, W) pixels."""
+        return self.crop_shape or self.resize_shape or image_shape
+
+    def problems(self) -> list[str]:
+        """What contradicts itself here, a sentence each."""
+        found = []
+        if self.crop_shape and self.resize_shape and exceeds(self.crop_shape, self.resize_shape):
+            found.append(
+                f"vision.crop_shape {self.crop_shape} does not fit into vision.resize_shape {self.resize_shape}"
+            )
+        for name in ("resize_shape", "crop_shape"):
+            shape = getattr(self, name)
+            if shape is not None and min(shape) < 1:
+                found.append(f"vision.{name} must be positive, got {shape}")
+        if self.random_shift < 0:
+            found.append(f"vision.random_shift must be at least 0 pixels, got {self.random_shift}")
+        if self.lr_multiplier < 0:
+            found.append(f"vision.lr_multiplier must be at least 0, got {self.lr_multiplier}")
+        if min(self.image_std) <= 0:
+            found.append(f"vision.image_std must be positive, got {self.image_std}")
+        return found
+
+
+@VisionConfig.register_subclass("clip")
+@dataclass
+class ClipVisionConfig(VisionConfig):
+    """The CLS token of a CLIP ViT. `backbone` is a hub name or a local folder holding its weights.
+
+    If `backbone_config` (the fields of transformers' CLIPVisionConfig) is given, the ViT is built from it
+    with random weights and `backbone` is not read: to train from scratch, and how a checkpoint loads without
+    a network.
+
+    `use_post_layernorm` is off by default because LeRobot reads the CLS token before CLIP's last norm: its
+    checkpoints, the only ones in circulation, need that. The original's checkpoints (timm) need it on.
+    """
+
+    resize_shape: tuple[int, int] | None = (256, 256)
+    crop_shape: tuple[int, int] | None = (224, 224)
+    lr_multiplier: float = 0.1
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+    backbone: str = "openai/clip-vit-base-patch16"
+    backbone_config: dict[str, Any] | None = None
+    use_post_layernorm: bool = False
+
+
+@VisionConfig.register_subclass("resnet")
+@dataclass
+class ResNetConfig(VisionConfig):
+    """A convolutional encoder with GroupNorm and spatial soft-argmax keypoints, trained from scratch.
+
+    The stem is one convolution (`stem_channels`, `stem_kernel`, `stem_stride`). Each entry of `widths` is a
+    stage: a 3x3 convolution to that width (stride 2 but for the first stage), then `blocks_per_stage`
+    residual blocks. With `film`, the text feature scales and shifts the channels of every stage, so that the
+    words reach the pixels. The defaults see colours and positions in 64-pixel pictures and train on two CPU
+    cores in minutes; a deeper net is `widths=[64,128,256] blocks_per_stage=2`.
+    """
+
+    resize_shape: tuple[int, int] | None = (64, 64)
+    random_shift: int = 3
+    stem_channels: int = 32
+    stem_kernel: int = 6
+    stem_stride: int = 4
+    widths: tuple[int, ...] = (48,)
+    blocks_per_stage: int = 0
+    num_keypoints: int = 32
+    film: bool = True
+    norm_groups: int = 8
+
+    def problems(self) -> list[str]:
+        """What contradicts itself here, a sentence each."""
+        found = super().problems()
+        if not self.widths:
+            found.append("vision.widths must name at least one stage, e.g. [48]")
+        found += _not_positive(self, "vision", "stem_channels", "stem_stride", "num_keypoints", "norm_groups")
+        if self.stem_kernel < self.stem_stride:
+            found.append(
+                f"vision.stem_kernel {self.stem_kernel} is smaller than vision.stem_stride {self.stem_stride}: "
+                "pixels between the windows would not be seen"
+            )
+        if self.norm_groups > 0:
+            for channels in (self.stem_channels, *self.widths):
+                if channels < 1 or channels % self.norm_groups:
+                    found.append(
+                        f"vision: {channels} channels do not divide into norm_groups {self.norm_groups} groups"
+                    )
+        if self.blocks_per_stage < 0:
+            found.append(f"vision.blocks_per_stage must be at least 0, got {self.blocks_per_stage}")
+        return found
+
+
+@dataclass
+class TextConfig(draccus.ChoiceRegistry):
+    """How the instruction becomes a vector of the transformer's width."""
+
+    @classmethod
+    def default_choice_name(cls) -> str:
+        """The type meant where a configuration names none."""
+        return "clip"
+
+
+@TextConfig.register_subclass("clip")
+@dataclass
+class ClipTextConfig(TextConfig):
+    """A frozen CLIP text tower's pooled output with a trained projection.
+
+    `model` is a hub name or a local folder with weights and tokenizer. `model_config` (the fields of
+    transformers' CLIPTextConfig) is for checkpoints, as `backbone_config` of the vision encoder; the
+    tokenizer must then be given.
+    """
+
+    model: str = "openai/clip-vit-base-patch16"
+    model_config: dict[str, Any] | None = None
+
+
+@dataclass
+class ObservationEncoderConfig:
+    """The two encoders of the conditioning."""
+
+    vision: VisionConfig = field(default_factory=ClipVisionConfig)
+    text: TextConfig = field(default_factory=ClipTextConfig)
+
+
+@dataclass
+class TransformerConfig:
+    """The diffusion transformer. Positions come from RoPE, or from a learned embedding, or (neither) not at all."""
+
+    hidden_dim: int = 512
+    num_layers: int = 6
+    num_heads: int = 8
+    dropout: float = 0.1
+    use_positional_encoding: bool = False
+    timestep_embed_dim: int = 256
+    use_rope: bool = True
+    rope_base: float = 10000.0
+
+    def problems(self) -> list[str]:
+        """What contradicts itself here, a sentence each."""
+        found = _not_positive(self, "transformer", "hidden_dim", "num_layers", "num_heads", "rope_base")
+        if self.num_heads > 0 and self.hidden_dim % self.num_heads:
+            found.append(
+                f"transformer.hidden_dim {self.hidden_dim} does not divide into transformer.num_heads "
+                f"{self.num_heads} heads"
+            )
+        elif self.num_heads > 0 and self.use_rope and self.hidden_dim // self.num_heads % 2:
+            found.append(
+                f"transformer.use_rope needs an even width of a head, got {self.hidden_dim // self.num_heads} "
+                "(hidden_dim / num_heads)"
+            )
+        if self.use_rope and self.use_positional_encoding:
+            found.append("transformer.use_rope and transformer.use_positional_encoding exclude each other")
+        if self.timestep_embed_dim < 4 or self.timestep_embed_dim % 2:
+            found.append(f"transformer.timestep_embed_dim must be even and at least 4, got {self.timestep_embed_dim}")
+        if not 0 <= self.dropout < 1:
+            found.append(f"transformer.dropout must be in [0, 1), got {self.dropout}")
+        return found
+
+
+@dataclass
+class ObjectiveConfig(draccus.ChoiceRegistry):
+    """What is common to the objectives.
+
+    `denoising_steps` is the default at inference and may be changed for each call. `noise_draws` is the
+    number of noise samples (and timesteps) an observation is trained on at once: its conditioning, the
+    expensive part, is encoded once for all of them.
+    """
+
+    denoising_steps: int = 10
+    noise_draws: int = 1
+
+    @classmethod
+    def default_choice_name(cls) -> str:
+        """The type meant where a configuration names none."""
+        return "diffusion"
+
+    @property
+    def max_denoising_steps(self) -> int:
+        """The most steps a sampler may take."""
+        raise NotImplementedError
+
+    def problems(self) -> list[str]:
+        """What contradicts itself here, a sentence each."""
+        found = _not_positive(self, "objective", "noise_draws")
+        if not 1 <= self.denoising_steps <= self.max_denoising_steps:
+            found.append(
+                f"objective.denoising_steps must be 1 to {self.max_denoising_steps}, got {self.denoising_steps}"
+            )
+        return found
+
+
+@ObjectiveConfig.register_subclass("diffusion")
+@dataclass
+class DiffusionConfig(ObjectiveConfig):
+    """DDPM (arXiv 2006.11239) with the squared-cosine schedule (arXiv 2102.09672, `squaredcos_cap_v2`).
+
+    `timestep_spacing` "trailing" starts from the last training timestep; "leading", diffusers' default, never
+    visits it (arXiv 2305.08891, table 2). `clip_range` bounds the estimate of the clean actions at each step;
+    null leaves it free.
+    """
+
+    num_train_timesteps: int = 100
+    prediction_type: Literal["epsilon", "sample"] = "epsilon"
+    sampler: Literal["ddpm", "ddim"] = "ddim"
+    timestep_spacing: Literal["trailing", "leading"] = "trailing"
+    clip_range: float | None = 1.0
+
+    @property
+    def max_denoising_steps(self) -> int:
+        """One step for each training timestep."""
+        return self.num_train_timesteps
+
+    def problems(self) -> list[str]:
+        """What contradicts itself here, a sentence each."""
+        found = super().problems() + _not_positive(self, "objective", "num_train_timesteps")
+        if self.clip_range is not None and self.clip_range <= 0:
+            found.append(f"objective.clip_range must be positive or null, got {self.clip_range}")
+        return found
+
+
+@ObjectiveConfig.register_subclass("flow_matching")
+@dataclass
+class FlowMatchingConfig(ObjectiveConfig):
+    """Conditional flow matching along straight lines (arXiv 2210.02747), t from 0 (noise) to 1 (data).
+
+    Training times are drawn uniformly, or ("beta") as `beta_scale * (1 - Beta(beta_alpha, beta_beta))`, which
+    favours noisy times (pi0, arXiv 2410.24164, appendix B).
+    """
+
+    sigma_min: float = 0.0
+    sampler: Literal["euler"] = "euler"
+    timestep_sampling: Literal["uniform", "beta"] = "beta"
+    beta_scale: float = 0.999
+    beta_alpha: float = 1.5
+    beta_beta: float = 1.0
+
+    @property
+    def max_denoising_steps(self) -> int:
+        """A bound against typing errors: beyond it, steps are smaller than fp32 resolves in the actions."""
+        return 1000
+
+    def problems(self) -> list[str]:
+        """What contradicts itself here, a sentence each."""
+        found = super().problems() + _not_positive(self, "objective", "beta_alpha", "beta_beta")
+        if not 0 <= self.sigma_min < 1:
+            found.append(f"objective.sigma_min must be in [0, 1), got {self.sigma_min}")
+        if not 0 < self.beta_scale <= 1:
+            found.append(f"objective.beta_scale must be in (0, 1], got {self.beta_scale}")
+        return found
+
+
+NormalizationMode = Literal["MEAN_STD", "MIN_MAX", "IDENTITY"]
+
+
+def _default_normalization() -> dict[str, NormalizationMode]:
+    return {"VISUAL": "MEAN_STD", "STATE": "MIN_MAX", "ACTION": "MIN_MAX"}
+
+
+@dataclass
+class PolicyConfig:
+    """A Multitask DiT policy.
+
+    A chunk has `horizon` steps, of which the first `n_obs_steps - 1` lie in the past; `n_action_steps` of the
+    rest are executed before the next chunk takes over. The order of the VISUAL keys of `input_features` is
+    the order of the cameras. With `action_mode="relative"` the model predicts differences to the newest
+    state's joints, which `action_state_indices` finds in the state, one index an action dimension. `tasks`
+    are the instructions trained on. `state_noise` is the standard deviation of noise added to the normalised
+    state while training.
+    """
+
+    n_obs_steps: int = 2
+    horizon: int = 32
+    n_action_steps: int = 24
+    action_mode: Literal["absolute", "relative"] = "absolute"
+    action_state_indices: list[int] | None = None
+    tasks: list[str] = field(default_factory=list)
+    input_features: dict[str, Feature] = field(default_factory=dict)
+    output_features: dict[str, Feature] = field(default_factory=dict)
+    normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_default_normalization)
+    observation_encoder: ObservationEncoderConfig = field(default_factory=ObservationEncoderConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    objective: ObjectiveConfig = field(default_factory=DiffusionConfig)
+    do_mask_loss_for_padding: bool = True
+    state_noise: float = 0.0
+
+    @property
+    def cameras(self) -> dict[str, tuple[int, int]]:
+        """(H, W) of each camera's picture by its feature key, in the order of the conditioning."""
+        return {
+            key: (feature.shape[1], feature.shape[2])
+            for key, feature in self.input_features.items()
+            if feature.type == "VISUAL"
+        }
+
+    @property
+    def state_dim(self) -> int:
+        """Length of the state vector."""
+        return self.input_features[STATE].shape[0]
+
+    @property
+    def action_dim(self) -> int:
+        """Length of one action."""
+        return self.output_features[ACTION].shape[0]
+
+    @property
+    def max_action_steps(self) -> int:
+        """How many steps of a chunk do not lie in the past."""
+        return self.horizon - self.n_obs_steps + 1
+
+    def validate(self) -> None:
+        """Raises ConfigurationError naming every contradiction at once."""
+        problems = [
+            *self._step_problems(),
+            *self._feature_problems(),
+            *self.observation_encoder.vision.problems(),
+            *self.transformer.problems(),
+            *self.objective.problems(),
+        ]
+        if problems:
+            raise ConfigurationError("the policy's configuration contradicts itself:\n  - " + "\n  - ".join(problems))
+
+    def _step_problems(self) -> list[str]:
+        found = _not_positive(self, "policy", "n_obs_steps", "horizon", "n_action_steps")
+        if self.n_action_steps > self.max_action_steps:
+            found.append(
+                f"n_action_steps {self.n_action_steps} exceeds horizon - n_obs_steps + 1 = {self.max_action_steps}: "
+                "a chunk does not hold that many steps after the newest observation"
+            )
+        if self.state_noise < 0:
+            found.append(f"state_noise must be at least 0, got {self.state_noise}")
+        return found
+
+    def _feature_problems(self) -> list[str]:
+        found = []
+        for key, feature in (self.input_features | self.output_features).items():
+            wanted = "(3, H, W)" if feature.type == "VISUAL" else "(N,)"
+            shape = tuple(feature.shape)
+            fits = len(shape) == 3 and shape[0] == 3 if feature.type == "VISUAL" else len(shape) == 1
+            if not fits or min(shape, default=0) < 1:
+                found.append(f"feature {key}: a {feature.type} has shape {wanted}, got {shape}")
+        if found:
+            return found
+        for features, key, kind in (
+            (self.input_features, STATE, "STATE"),
+            (self.output_features, ACTION, "ACTION"),
+        ):
+            if [name for name, feature in features.items() if feature.type == kind] != [key]:
+                found.append(f"exactly one feature of type {kind}, named {key}, is needed; got {list(features)}")
+        for kind in ("VISUAL", "STATE", "ACTION"):
+            if kind not in self.normalization_mapping:
+                found.append(f"normalization_mapping lacks {kind}")
+        if self.normalization_mapping.get("VISUAL") == "MIN_MAX":
+            found.append("normalization_mapping.VISUAL must be MEAN_STD (vision.image_mean, image_std) or IDENTITY")
+        vision = self.observation_encoder.vision
+        for key, image_shape in self.cameras.items():
+            if vision.crop_shape and not vision.resize_shape and exceeds(vision.crop_shape, image_shape):
+                found.append(f"vision.crop_shape {vision.crop_shape} does not fit into {key} of {image_shape}")
+        return found or self._relative_action_problems()
+
+    def _relative_action_problems(self) -> list[str]:
+        if self.action_mode == "absolute":
+            return []
+        indices = self.action_state_indices
+        if indices is None:
+            return ["action_mode relative needs action_state_indices: where each action's joint stands in the state"]
+        if len(indices) != self.action_dim or not all(0 <= index < self.state_dim for index in indices):
+            return [
+                f"action_state_indices {indices} must hold {self.action_dim} indices (one an action dimension) "
+                f"below {self.state_dim} (the state's length)"
+            ]
+        return []
+
+
+def exceeds(shape: tuple[int, int], bound: tuple[int, int]) -> bool:
+    """Whether an (H, W) is larger than another in any direction."""
+    return shape[0] > bound[0] or shape[1] > bound[1]
+
+
+def _not_positive(config: Any, where: str, *names: str) -> list[str]:
+    return [
+        f"{where}.{name} must be positive, got {getattr(config, name)}" for name in names if getattr(config, name) <= 0
+    ]

@@ -1,0 +1,92 @@
+"""What the transformer is trained to predict: the noise schedules, the noisy actions, the targets and the loss.
+
+Both objectives offer the same three things: `draw_timesteps`, `corrupt` (noisy actions and target) and, for
+sampling, their tables. Actions here are normalised, (B, horizon, A).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .configuration import DiffusionConfig, FlowMatchingConfig, ObjectiveConfig
+
+
+def cosine_alphas_cumprod(num_train_timesteps: int) -> Tensor:
+    """The share of signal left at each timestep, (num_train_timesteps,), of the squared-cosine schedule.
+
+    Nichol and Dhariwal, arXiv 2102.09672, eq. 17, with each beta capped at 0.999; diffusers'
+    `squaredcos_cap_v2`.
+    """
+
+    def signal(time: float) -> float:
+        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [
+        min(1 - signal((i + 1) / num_train_timesteps) / signal(i / num_train_timesteps), 0.999)
+        for i in range(num_train_timesteps)
+    ]
+    return torch.cumprod(1.0 - torch.tensor(betas, dtype=torch.float32), dim=0)
+
+
+def masked_mse(prediction: Tensor, target: Tensor, is_pad: Tensor | None) -> Tensor:
+    """Mean squared error over the elements of the steps that are not padding.
+
+    prediction, target (B, T, A); is_pad (B, T) bool, or None for no mask. Zero where every step is padding.
+    """
+    error = (prediction - target).square()
+    if is_pad is None:
+        return error.mean()
+    keep = ~is_pad.unsqueeze(-1)
+    return (error * keep).sum() / (keep.sum() * error.shape[-1]).clamp_min(1)
+
+
+class Diffusion(nn.Module):
+    """DDPM: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (arXiv 2006.11239, eq. 4)."""
+
+    alphas_cumprod: Tensor
+
+    def __init__(self, config: DiffusionConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("alphas_cumprod", cosine_alphas_cumprod(config.num_train_timesteps), persistent=False)
+
+    def draw_timesteps(self, count: int, device: torch.device) -> Tensor:
+        """Training timesteps, (count,) int64, uniform over the schedule."""
+        return torch.randint(self.config.num_train_timesteps, (count,), device=device)
+
+    def corrupt(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """The noisy actions and what to predict from them, both as clean (B, T, A); timestep (B,)."""
+        alpha_bar = self.alphas_cumprod[timestep].view(-1, 1, 1)
+        noisy = alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
+        return noisy, noise if self.config.prediction_type == "epsilon" else clean
+
+
+class FlowMatching(nn.Module):
+    """Straight lines from noise (t=0) to data (t=1); the target is their velocity (arXiv 2210.02747, eq. 20 to 23)."""
+
+    def __init__(self, config: FlowMatchingConfig):
+        super().__init__()
+        self.config = config
+
+    def draw_timesteps(self, count: int, device: torch.device) -> Tensor:
+        """Training times in [0, 1], (count,) float32."""
+        if self.config.timestep_sampling == "uniform":
+            return torch.rand(count, device=device)
+        beta = torch.distributions.Beta(self.config.beta_alpha, self.config.beta_beta)
+        return self.config.beta_scale * (1 - beta.sample((count,)).to(device))
+
+    def corrupt(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """The noisy actions and what to predict from them, both as clean (B, T, A); timestep (B,)."""
+        keep = 1 - self.config.sigma_min
+        t = timestep.view(-1, 1, 1)
+        return t * clean + (1 - keep * t) * noise, clean - keep * noise
+
+
+def make_objective(config: ObjectiveConfig) -> Diffusion | FlowMatching:
+    """The objective a configuration describes."""
+    if isinstance(config, DiffusionConfig):
+        return Diffusion(config)
+    if isinstance(config, FlowMatchingConfig):
+        return FlowMatching(config)
+    raise TypeError(f"no objective for {type(config).__name__}; registered: diffusion, flow_matching")

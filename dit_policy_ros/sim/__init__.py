@@ -1,1 +1,5 @@
-"""A simulated manipulator (MuJoCo): scene, task, trajectory controller, scripted expert and recorder. No ROS."""
+"""A simulated manipulator (MuJoCo), its trajectory controller, a scripted expert and its recorder."""
+
+from dit_policy_ros.sim.offscreen import choose_backend
+
+choose_backend()  # here, because mujoco reads the choice once, when any module first imports it

@@ -42,7 +42,7 @@ class Expert:
     def __init__(self, kinematics: Kinematics, target: str) -> None:
         self._kinematics = kinematics
         self._target = target
-        self._velocity = np.zeros(3)
+        self._velocity: np.ndarray = np.zeros(3)
         self.stage = Stage.APPROACH
 
     def command(self, q: np.ndarray, blocks: Mapping[str, tuple[float, float, float]]) -> Trajectory | None:
@@ -57,7 +57,7 @@ class Expert:
         if self.stage is Stage.DONE:
             return None
         change = self._wanted_velocity(tool, block) - self._velocity
-        self._velocity = self._velocity + change * min(1.0, MAX_CHANGE / max(np.linalg.norm(change), 1e-9))
+        self._velocity = self._velocity + change * min(1.0, MAX_CHANGE / max(float(np.linalg.norm(change)), 1e-9))
         goal, speed = self._kinematics.move(q, self._velocity, PERIOD + LAG)
         return Trajectory(
             joint_names=ARM_JOINTS,

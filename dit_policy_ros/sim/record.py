@@ -1,8 +1,9 @@
 """Record the expert: `python -m dit_policy_ros.sim.record --output=DIR --episodes=150 --seed=1000`.
 
-Writes one rosbag2 bag (mcap) an episode, with what `ros2 bag record` of the simulated robot's topics would hold: header
-stamps are when a thing was measured, receive times come a random moment later, and messages stand in the order received.
-Cameras do not fire together, joint states name the joints in an order of their own, and the instruction comes once.
+Writes one rosbag2 bag (mcap) an episode, with what `ros2 bag record` of the simulated robot's topics would hold:
+header stamps are when a thing was measured, receive times come a random moment later, and messages stand in the order
+received. Cameras do not fire together, joint states name the joints in an order of their own for each episode, and the
+instruction comes once.
 """
 
 import argparse
@@ -14,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,20 @@ from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, Qo
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from dit_policy_ros.runtime.trajectory import Point, Trajectory, interpolate
+from dit_policy_ros.runtime.trajectory import Trajectory
 from dit_policy_ros.sim import task, topics
 from dit_policy_ros.sim.expert import PERIOD, Expert
 from dit_policy_ros.sim.kinematics import Kinematics
 from dit_policy_ros.sim.scene import ARM_JOINTS, COLOURS
 from dit_policy_ros.sim.simulation import Simulation
+from dit_policy_ros.sim.trajectory_controller import TrajectoryController
 
 EPOCH_NS = 1_750_000_000_000_000_000  # when the first episode begins; the others follow EPISODE_NS apart
 EPISODE_NS = 60_000_000_000
 LEAD_IN, TAIL = 0.3, 0.3  # s of an arm at rest, before the first command and after the last
 CONTROL_RATE = 100  # Hz, of the controller that moves the servos' targets
 DISTURBANCE = 0.008  # rad; each episode draws its own amplitude, up to this
-# Mean of the exponential part of a message's way to the recorder, after a constant part, by topic (s).
+# How long a message is on its way to the recorder, by topic: a constant, and the mean of an exponential part, s.
 DELAYS = {
     topics.WORKSPACE_IMAGE: (0.004, 0.003),
     topics.WRIST_IMAGE: (0.006, 0.003),
@@ -51,7 +52,6 @@ TYPES = {
     topics.ARM_TRAJECTORY: "trajectory_msgs/msg/JointTrajectory",
     topics.INSTRUCTION: "std_msgs/msg/String",
 }
-POINT_TYPE = "trajectory_msgs/msg/JointTrajectoryPoint"
 STORE = get_typestore(Stores.ROS2_JAZZY)
 
 
@@ -76,22 +76,16 @@ class Outcome:
 
 @dataclass
 class Recorder:
-    """Keeps an episode's messages. epoch_ns: of the episode's time zero; rng: of the messages' delays."""
+    """Keeps an episode's messages until they are written; rng: of their delays on the way here."""
 
-    epoch_ns: int
     rng: np.random.Generator
     messages: list[Recorded] = field(default_factory=list)
 
-    def add(self, topic: str, stamp_ns: int, fields: dict[str, Any], frame: str | None = "") -> None:
-        """A message of something that happened at `stamp_ns` of the episode; frame None: it has no header."""
-        stamp_ns += self.epoch_ns
-        if frame is not None:
-            fields = {"header": _header(stamp_ns, frame), **fields}
-        kind = TYPES[topic]
-        data = bytes(STORE.serialize_cdr(STORE.types[kind](**fields), kind))
+    def add(self, topic: str, sent_ns: int, message: Any) -> None:
+        """Receive, a moment after `sent_ns`, what was sent then."""
         constant, mean = DELAYS[topic]
-        received_ns = stamp_ns + round(1e9 * (constant + self.rng.exponential(mean)))
-        self.messages.append(Recorded(received_ns, topic, data))
+        received_ns = sent_ns + round(1e9 * (constant + self.rng.exponential(mean)))
+        self.messages.append(Recorded(received_ns, topic, bytes(STORE.serialize_cdr(message, TYPES[topic]))))
 
     def write(self, path: Path) -> None:
         """Write a bag at `path`, the messages as they were received."""
@@ -107,20 +101,23 @@ class Recorder:
 
 
 def record_episode(
-    simulation: Simulation, colour: str, seed: int, disturbance: float, recorder: Recorder
+    simulation: Simulation, colour: str, seed: int, disturbance: float, recorder: Recorder, epoch_ns: int = EPOCH_NS
 ) -> str | None:
-    """Let the expert push the block of that colour, telling all of it to `recorder`; why it failed, or None."""
+    """Let the expert push the block of that colour, telling all of it to `recorder`; why it failed, or None.
+
+    disturbance: at most this much of it, rad; see `Simulation.set_disturbance`. epoch_ns: the clock at the start.
+    """
     rng = np.random.default_rng([seed, 1])
     simulation.reset(seed)
     simulation.set_disturbance(disturbance * rng.uniform(), seed)
     start = simulation.blocks()
-    recorder.add(topics.INSTRUCTION, 0, {"data": task.instruction_for(colour)}, frame=None)
-    robot = _Robot(simulation, recorder, rng)
+    robot = _Robot(simulation, recorder, rng, epoch_ns)
+    recorder.add(topics.INSTRUCTION, epoch_ns, _message("std_msgs/msg/String", data=task.instruction_for(colour)))
     expert = Expert(Kinematics(simulation.model), colour)
     robot.run(LEAD_IN)
     while (trajectory := expert.command(robot.arm, simulation.blocks())) is not None:
         if simulation.time_ns > task.TIME_LIMIT * 1e9:
-            return f"not done after {task.TIME_LIMIT} s"
+            return f"not done after {task.TIME_LIMIT:.0f} s"
         robot.command(trajectory)
         robot.run(PERIOD)
     robot.run(TAIL)
@@ -131,16 +128,18 @@ def record_episode(
 
 
 class _Robot:
-    """The simulated robot in its own time: its controller follows the last command, its sensors speak at their rates."""
+    """The simulated robot in its own time: its controller follows commands, its sensors speak at their rates."""
 
-    def __init__(self, simulation: Simulation, recorder: Recorder, rng: np.random.Generator) -> None:
+    def __init__(self, simulation: Simulation, recorder: Recorder, rng: np.random.Generator, epoch_ns: int) -> None:
         self._simulation = simulation
         self._recorder = recorder
+        self._epoch_ns = epoch_ns
+        self._controller = TrajectoryController(ARM_JOINTS, interpolate_from_desired_state=True)
         self._order = topics.shuffled_joints(rng, simulation.joint_names)
         self._arm = [simulation.joint_names.index(name) for name in ARM_JOINTS]
         self._joint_period = round(1 / topics.JOINT_RATE / simulation.timestep)
+        # Two cameras of a robot do not fire together.
         self._shutter = {camera: float(rng.uniform(0, 1 / topics.CAMERA_RATE)) for camera in topics.FRAMES}
-        self._knots = [Point(0, self.arm, np.zeros(len(self._arm)))]
 
     @property
     def arm(self) -> np.ndarray:
@@ -148,70 +147,71 @@ class _Robot:
         return self._simulation.q[self._arm]
 
     def command(self, trajectory: Trajectory) -> None:
-        """Follow this from now on, from where the last command has led by now; and record it."""
-        now = self._simulation.time_ns
-        assert trajectory.velocities is not None
-        rows = zip(trajectory.times, trajectory.positions, trajectory.velocities, strict=True)
-        self._knots = [self._reference(now), *(Point(now + round(t * 1e9), q, qd) for t, q, qd in rows)]
-        self._recorder.add(topics.ARM_TRAJECTORY, now, _trajectory_fields(trajectory))
+        """Send this to the controller, from now on; RuntimeError if it refuses."""
+        message = _trajectory_message(trajectory, self._header())
+        if rejection := self._controller.receive(message, self._now_ns):
+            raise RuntimeError(f"the controller refused the expert's command: {rejection.reason}")
+        self._recorder.add(topics.ARM_TRAJECTORY, self._now_ns, message)
 
     def run(self, duration: float) -> None:
         """Let time pass, in steps of the physics."""
+        timestep = self._simulation.timestep
+        for _ in range(round(duration / timestep)):
+            elapsed = self._simulation.time_ns * 1e-9
+            if round(elapsed / timestep) % self._joint_period == 0:
+                self._control()
+            for camera, due in self._shutter.items():
+                if elapsed >= due:
+                    self._shutter[camera] = due + 1 / topics.CAMERA_RATE
+                    self._photograph(camera)
+            self._simulation.step(timestep)
+
+    @property
+    def _now_ns(self) -> int:
+        return self._epoch_ns + self._simulation.time_ns
+
+    def _header(self, frame: str = "") -> Any:
+        seconds, nanoseconds = divmod(self._now_ns, 1_000_000_000)
+        stamp = _message("builtin_interfaces/msg/Time", sec=seconds, nanosec=nanoseconds)
+        return _message("std_msgs/msg/Header", stamp=stamp, frame_id=frame)
+
+    def _control(self) -> None:
         simulation = self._simulation
-        for _ in range(round(duration / simulation.timestep)):
-            now = simulation.time_ns
-            step = round(now * 1e-9 / simulation.timestep)
-            if step % self._joint_period == 0:
-                simulation.set_targets(ARM_JOINTS, self._reference(now).position)
-                state = (self._order, simulation.joint_names, simulation.q, simulation.qd)
-                self._recorder.add(topics.JOINT_STATES, now, topics.joint_state_fields(*state))
-            self._photograph(now)
-            simulation.step(simulation.timestep)
+        q, qd = simulation.q, simulation.qd
+        reference, _, _ = self._controller.update(self._now_ns, q[self._arm], qd[self._arm])
+        simulation.set_targets(ARM_JOINTS, reference)
+        fields = topics.joint_state_fields(self._order, simulation.joint_names, q, qd)
+        message = _message("sensor_msgs/msg/JointState", header=self._header(), **fields)
+        self._recorder.add(topics.JOINT_STATES, self._now_ns, message)
 
-    def _photograph(self, now: int) -> None:
-        for camera, due in self._shutter.items():
-            if now * 1e-9 >= due:
-                self._shutter[camera] += 1 / topics.CAMERA_RATE
-                rgb = self._simulation.render(camera)
-                if camera == "wrist":
-                    self._recorder.add(
-                        topics.WRIST_IMAGE, now, topics.compressed_image_fields(rgb), topics.FRAMES[camera]
-                    )
-                else:
-                    self._recorder.add(topics.WORKSPACE_IMAGE, now, topics.image_fields(rgb), topics.FRAMES[camera])
-
-    def _reference(self, now: int) -> Point:
-        for start, end in pairwise(self._knots):
-            if now <= end.time_ns:
-                return interpolate(start, end, now)
-        return Point(now, self._knots[-1].position, np.zeros(len(self._arm)))
+    def _photograph(self, camera: str) -> None:
+        topic = topics.IMAGES[camera]
+        rgb = self._simulation.render(camera)
+        compressed = TYPES[topic] == "sensor_msgs/msg/CompressedImage"
+        fields = topics.compressed_image_fields(rgb) if compressed else topics.image_fields(rgb)
+        message = _message(TYPES[topic], header=self._header(topics.FRAMES[camera]), **fields)
+        self._recorder.add(topic, self._now_ns, message)
 
 
-def _header(stamp_ns: int, frame: str) -> Any:
-    return STORE.types["std_msgs/msg/Header"](stamp=_time(stamp_ns), frame_id=frame)
+def _message(kind: str, **fields: Any) -> Any:
+    return STORE.types[kind](**fields)
 
 
-def _time(ns: int) -> Any:
-    seconds, nanoseconds = divmod(ns, 1_000_000_000)
-    return STORE.types["builtin_interfaces/msg/Time"](sec=seconds, nanosec=nanoseconds)
-
-
-def _trajectory_fields(trajectory: Trajectory) -> dict[str, Any]:
-    point, duration = (STORE.types[kind] for kind in (POINT_TYPE, "builtin_interfaces/msg/Duration"))
+def _trajectory_message(trajectory: Trajectory, header: Any) -> Any:
     assert trajectory.velocities is not None
     none = np.array([])
     points = []
     for t, position, velocity in zip(trajectory.times, trajectory.positions, trajectory.velocities, strict=True):
         seconds, nanoseconds = divmod(round(t * 1e9), 1_000_000_000)
-        since = duration(sec=seconds, nanosec=nanoseconds)
-        points.append(
-            point(positions=position, velocities=velocity, accelerations=none, effort=none, time_from_start=since)
-        )
-    return {"joint_names": list(trajectory.joint_names), "points": points}
+        since = _message("builtin_interfaces/msg/Duration", sec=seconds, nanosec=nanoseconds)
+        fields = {"positions": position, "velocities": velocity, "accelerations": none, "effort": none}
+        points.append(_message("trajectory_msgs/msg/JointTrajectoryPoint", **fields, time_from_start=since))
+    names = list(trajectory.joint_names)
+    return _message("trajectory_msgs/msg/JointTrajectory", header=header, joint_names=names, points=points)
 
 
 def _qos(topic: str) -> Qos:
-    """What the robot's publishers offer: images best effort, the rest reliable, the instruction kept for latecomers."""
+    """What the publishers offer: images best effort, the rest reliable, the instruction kept for latecomers."""
     images = topic in (topics.WORKSPACE_IMAGE, topics.WRIST_IMAGE)
     forever = QosTime(9223372036, 854775807)
     return Qos(
@@ -235,8 +235,9 @@ def _attempt(output: Path, index: int, seed: int, disturbance: float) -> Outcome
     global _simulation
     _simulation = _simulation or Simulation()
     colour = COLOURS[index % len(COLOURS)]
-    recorder = Recorder(EPOCH_NS + index * EPISODE_NS, np.random.default_rng([seed + index, 2]))
-    failure = record_episode(_simulation, colour, seed + index, disturbance, recorder)
+    recorder = Recorder(np.random.default_rng([seed + index, 2]))
+    epoch_ns = EPOCH_NS + index * EPISODE_NS
+    failure = record_episode(_simulation, colour, seed + index, disturbance, recorder, epoch_ns)
     if failure is None:
         recorder.write(output / f"episode_{index:03d}")
     return Outcome(index, colour, _simulation.time_ns * 1e-9, failure)
@@ -287,9 +288,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     columns = (TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     outcomes = []
+    job = record(options.output, options.episodes, options.seed, options.disturbance, options.workers)
     with Progress(*columns) as progress:
         bar = progress.add_task("recording", total=options.episodes)
-        for outcome in record(options.output, options.episodes, options.seed, options.disturbance, options.workers):
+        for outcome in job:
             outcomes.append(outcome)
             progress.advance(bar)
             if outcome.failure:

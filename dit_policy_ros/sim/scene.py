@@ -1,7 +1,9 @@
 """The simulated world: a 7-joint arm of primitive shapes, a table with a line, three blocks, three cameras.
 
 The arm's joints stand where the Franka Emika Panda's published Denavit-Hartenberg table puts them, with its published
-limits of position, velocity and torque; links and hand are capsules, cylinders and boxes, so that a picture costs little.
+limits of position, velocity, acceleration and torque; links and hand are capsules, cylinders and boxes, so that a
+picture costs little.
+
 The table top is z = 0, the arm's base the origin, x points away from the arm over the table (REP 103).
 """
 
@@ -67,12 +69,13 @@ _XML = f"""
   <statistic center="0.4 0 0.2" extent="1.2"/>
   <visual>
     <headlight ambient="0.38 0.38 0.40" diffuse="0.22 0.22 0.22" specular="0.05 0.05 0.05"/>
-    <map znear="0.01" zfar="8" shadowclip="1.1" shadowscale="0.9"/>
+    <map znear="0.01" zfar="8" shadowclip="0.8" shadowscale="0.9"/>
     <global offwidth="1920" offheight="1080"/>
   </visual>
 
   <asset>
-    <texture name="sky" type="skybox" builtin="gradient" rgb1="0.93 0.95 0.97" rgb2="0.62 0.67 0.73" width="64" height="384"/>
+    <texture name="sky" type="skybox" builtin="gradient" rgb1="0.93 0.95 0.97" rgb2="0.62 0.67 0.73"
+             width="64" height="384"/>
     <material name="white" rgba="0.93 0.94 0.95 1" specular="0.45" shininess="0.55"/>
     <material name="dark" rgba="0.16 0.17 0.19 1" specular="0.5" shininess="0.5"/>
     <material name="rubber" rgba="0.10 0.10 0.11 1" specular="0.15" shininess="0.1"/>
@@ -103,8 +106,10 @@ _XML = f"""
   </default>
 
   <worldbody>
-    <light name="key" type="directional" pos="0.9 -0.9 2.2" dir="-0.35 0.5 -1.2" diffuse="0.50 0.49 0.47" specular="0.3 0.3 0.3" castshadow="true"/>
-    <light name="fill" type="directional" pos="0.3 1.6 1.6" dir="0.1 -0.9 -1" diffuse="0.14 0.15 0.17" specular="0 0 0" castshadow="false"/>
+    <light name="key" type="directional" pos="0.9 -0.9 2.2" dir="-0.35 0.5 -1.2"
+           diffuse="0.50 0.49 0.47" specular="0.3 0.3 0.3" castshadow="true"/>
+    <light name="fill" type="directional" pos="0.3 1.6 1.6" dir="0.1 -0.9 -1"
+           diffuse="0.14 0.15 0.17" specular="0 0 0" castshadow="false"/>
 
     <camera name="workspace" pos="1.10 0 0.68" xyaxes="0 1 0 -0.695 0 0.719" fovy="41"/>
     <camera name="overview" pos="1.50 -1.06 0.92" xyaxes="0.680 0.733 0 -0.290 0.269 0.919" fovy="36"/>
@@ -189,7 +194,8 @@ _XML = f"""
   </equality>
   <actuator>
     {"".join(_actuator(i) for i in range(1, 8))}
-    <position name="{GRIPPER_JOINT}" joint="{GRIPPER_JOINT}" kp="800" dampratio="1" ctrlrange="0 0.04" forcerange="-60 60"/>
+    <position name="{GRIPPER_JOINT}" joint="{GRIPPER_JOINT}" kp="800" dampratio="1"
+              ctrlrange="0 0.04" forcerange="-60 60"/>
   </actuator>
   <keyframe>
     <key name="home"
@@ -227,7 +233,7 @@ def _own_scene(pretty: bool) -> mujoco.MjSpec:
     return spec
 
 
-def _soften(spec: mujoco.MjSpec, count: int = 6, spread: float = 0.03) -> None:
+def _soften(spec: mujoco.MjSpec, count: int = 4, spread: float = 0.03) -> None:
     """Split the key light into several in a small ring, so that their shadows blur into a penumbra."""
     key = spec.light("key")
     for angle in np.arange(count) * 2 * np.pi / count:
@@ -245,8 +251,8 @@ def _soften(spec: mujoco.MjSpec, count: int = 6, spread: float = 0.03) -> None:
 def build_model(path: str | Path | None = None, pretty: bool = False) -> mujoco.MjModel:
     """The model of the scene above, or of the MJCF file at `path`.
 
-    `pretty` turns on soft shadows and antialiasing, for pictures made at leisure; without it a picture costs a few
-    milliseconds on a CPU. Raises FileNotFoundError for a path that is no file, ValueError for one MuJoCo cannot compile.
+    `pretty` turns on shadows and antialiasing, for pictures made at leisure; without it a picture costs a few
+    milliseconds on a CPU. Raises FileNotFoundError for a path that is no file, ValueError for one MuJoCo rejects.
     """
     if path is None:
         model = _own_scene(pretty).compile()
@@ -258,8 +264,8 @@ def build_model(path: str | Path | None = None, pretty: bool = False) -> mujoco.
         except ValueError as error:
             raise ValueError(f"{path} is no MJCF that MuJoCo {mujoco.__version__} can compile: {error}") from error
     quality = model.vis.quality
-    quality.shadowsize, quality.offsamples = (8192, 8) if pretty else (0, 0)
-    quality.numslices, quality.numstacks = (48, 24) if pretty else (12, 6)
+    quality.shadowsize, quality.offsamples = (1024, 4) if pretty else (0, 0)
+    quality.numslices, quality.numstacks = (32, 16) if pretty else (12, 6)
     return model
 
 

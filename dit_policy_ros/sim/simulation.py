@@ -56,12 +56,10 @@ class Simulation:
         self._block_qpos = self._find_blocks()
         self._camera_size = (camera_size, camera_size) if isinstance(camera_size, int) else camera_size
         self._renderer: mujoco.Renderer | None = None
-        self._amplitude = 0.0
-        self._sines = np.zeros((2, _SINES, len(joints)))
         self.reset(0)
 
     def reset(self, seed: int) -> None:
-        """Back to time zero, home, blocks at random places: all of it decided by `seed`. The disturbance goes off."""
+        """Back to time zero, home, blocks at random places: `seed` decides it all. The disturbance goes off."""
         rng = np.random.default_rng(seed)
         mujoco.mj_resetData(self.model, self.data)
         if "home" in (self.model.key(i).name for i in range(self.model.nkey)):
@@ -102,7 +100,7 @@ class Simulation:
     def set_targets(self, names: Sequence[str], positions: Sequence[float] | np.ndarray) -> None:
         """Where the servos of these joints should go (rad or m); the others keep their targets.
 
-        Raises ValueError, and changes nothing, for a joint that is not driven, or a position not finite or out of range.
+        Raises ValueError, and changes nothing, for a joint not driven, or a position not finite or out of range.
         """
         target = self._target.copy()
         for name, position in zip(names, positions, strict=True):
@@ -121,7 +119,7 @@ class Simulation:
         """
         rng = np.random.default_rng(seed)
         shape = (_SINES, len(self.joint_names))
-        self._sines = np.stack([2 * np.pi * rng.uniform(*_HERTZ, shape), rng.uniform(0, 2 * np.pi, shape)])
+        self._sines = 2 * np.pi * np.array([rng.uniform(*_HERTZ, shape), rng.uniform(0, 1, shape)])
         self._amplitude, self._since = amplitude, self.data.time
 
     def step(self, dt: float) -> None:

@@ -23,6 +23,7 @@ SCENE_STATE = "scene_state"
 RESET_SCENE = "reset_scene"  # a service
 
 CAMERA_RATE, JOINT_RATE, COMMAND_RATE = 15, 100, 10  # Hz
+IMAGES = {"workspace": WORKSPACE_IMAGE, "wrist": WRIST_IMAGE}
 FRAMES = {"workspace": "workspace_camera_optical_frame", "wrist": "wrist_camera_optical_frame"}
 BASE_FRAME = "panda_link0"
 

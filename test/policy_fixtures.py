@@ -34,7 +34,9 @@ def demo_config(text_model: str, **changes: Any) -> PolicyConfig:
         },
         "output_features": {"action": Feature("ACTION", (7,))},
         "observation_encoder": ObservationEncoderConfig(ResNetConfig(), ClipTextConfig(text_model)),
-        "transformer": TransformerConfig(hidden_dim=128, num_layers=4, num_heads=4, dropout=0.0),
+        "transformer": TransformerConfig(
+            hidden_dim=128, num_layers=4, num_heads=4, dropout=0.0, timestep_embed_dim=128
+        ),
         "objective": FlowMatchingConfig(denoising_steps=5, noise_draws=2),
     }
     return PolicyConfig(**(settings | changes))

@@ -1,0 +1,235 @@
+"""Checkpoints: the same policy back, with no network, and damage named."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from policy_fixtures import INSTRUCTIONS, demo_config, make_batch, make_stats, randomize
+from safetensors.torch import load_file, save_file
+
+from dit_policy_ros.policy import checkpoint
+from dit_policy_ros.policy.checkpoint import CheckpointError, load_checkpoint, load_config, save_checkpoint
+from dit_policy_ros.policy.configuration import ClipTextConfig, ClipVisionConfig, ObservationEncoderConfig
+from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
+from dit_policy_ros.policy.tiny_clip import make_tiny_clip
+
+EMBODIMENT = "name: arm\nfps: 10\n"
+VISION = ClipVisionConfig(
+    resize_shape=(36, 36),
+    crop_shape=(32, 32),
+    backbone_config={
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_act": "gelu",
+    },
+)
+
+
+def make_policy(folder: Path, vision=None) -> MultitaskDiTPolicy:
+    make_tiny_clip(folder)
+    config = demo_config(str(folder), tasks=INSTRUCTIONS)
+    if vision is not None:
+        config.observation_encoder = ObservationEncoderConfig(vision, ClipTextConfig(str(folder)))
+    policy = MultitaskDiTPolicy(config, make_stats(config)).eval()
+    randomize(policy.noise_predictor)
+    shutil.rmtree(folder)  # whatever a checkpoint needs, it must hold
+    return policy
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return make_policy(tmp_path_factory.mktemp("tiny_clip"))
+
+
+@pytest.fixture
+def folder(policy, tmp_path):
+    save_checkpoint(tmp_path / "checkpoint", policy, EMBODIMENT, "# A policy\n")
+    return tmp_path / "checkpoint"
+
+
+def predict(policy):
+    noise = torch.randn(1, 16, 7, generator=torch.Generator().manual_seed(4))
+    return policy.predict_chunk(make_batch(policy.config, 1), noise=noise)
+
+
+def test_a_checkpoint_gives_the_same_policy_back(policy, folder):
+    loaded = load_checkpoint(folder)
+    assert not loaded.training
+    assert torch.equal(predict(loaded), predict(policy))
+    assert loaded.config.tasks == INSTRUCTIONS
+    assert loaded.stats == policy.stats
+    assert (folder / "embodiment.yaml").read_text() == EMBODIMENT
+    assert (folder / "model_card.md").read_text() == "# A policy\n"
+    names = {path.name for path in folder.iterdir()}
+    expected = {
+        "model.safetensors",
+        "config.json",
+        "tokenizer",
+        "dataset_stats.json",
+        "embodiment.yaml",
+        "model_card.md",
+    }
+    assert names == expected
+
+
+def test_the_demos_checkpoint_is_small(folder):
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert size < 10e6
+
+
+def test_saving_again_is_the_same_and_replaces(policy, folder):
+    first = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (folder / "stray").write_text("x")
+    save_checkpoint(folder, load_checkpoint(folder), EMBODIMENT, "# A policy\n")
+    second = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert second == first
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+def test_clip_vision_is_rebuilt_from_its_stored_configuration(tmp_path):
+    policy = make_policy(tmp_path / "tiny_clip", VISION)
+    save_checkpoint(tmp_path / "checkpoint", policy, EMBODIMENT, "")
+    loaded = load_checkpoint(tmp_path / "checkpoint")
+    stored = loaded.config.observation_encoder.vision.backbone_config
+    assert (stored["hidden_act"], stored["patch_size"]) == ("gelu", 8)
+    assert torch.equal(predict(loaded), predict(policy))
+
+
+OFFLINE = """
+import os, socket, sys
+def refuse(*arguments, **named):
+    os._exit(3)  # an exception might be caught and forgotten
+socket.socket.__init__ = refuse
+socket.getaddrinfo = refuse
+sys.path[:0] = sys.argv[2:]
+import torch
+from dit_policy_ros.policy.checkpoint import load_checkpoint
+from policy_fixtures import make_batch
+policy = load_checkpoint(sys.argv[1])
+noise = torch.randn(1, 16, 7, generator=torch.Generator().manual_seed(4))
+torch.save(policy.predict_chunk(make_batch(policy.config, 1), noise=noise), sys.argv[1] + "/chunk.pt")
+"""
+
+
+def test_loading_needs_no_network_and_no_hub_cache(policy, folder, tmp_path):
+    """In a fresh process with an empty hub cache, not told to be offline, where opening a socket is the end."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    environment |= {"HF_HOME": str(tmp_path / "empty"), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", OFFLINE, str(folder), str(here.parent), str(here)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    torch.testing.assert_close(torch.load(folder / "chunk.pt"), predict(policy).clone(), atol=1e-5, rtol=0)
+
+
+def edit_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def test_every_wrong_tensor_is_named(folder):
+    def change(weights):
+        del weights["noise_predictor.input_proj.bias"]
+        weights["noise_predictor.extra"] = torch.zeros(1)
+        weights["noise_predictor.output_proj.weight"] = torch.zeros(6, 128)
+        weights["noise_predictor.output_proj.bias"] = torch.zeros(7, dtype=torch.float16)
+        weights["noise_predictor.time_mlp.1.bias"][3] = float("nan")
+        weights["noise_predictor.time_mlp.3.bias"][0] = float("inf")
+
+    edit_weights(folder, change)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(folder)
+    for part in (
+        "missing: noise_predictor.input_proj.bias",
+        "unexpected: noise_predictor.extra",
+        "noise_predictor.output_proj.weight: float32 (6, 128) in the file, float32 (7, 128) in the model",
+        "noise_predictor.output_proj.bias: float16 (7,) in the file, float32 (7,) in the model",
+        "not finite: noise_predictor.time_mlp.1.bias, noise_predictor.time_mlp.3.bias",
+    ):
+        assert part in str(caught.value), part
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer", "dataset_stats.json", "embodiment.yaml"]
+)
+def test_a_missing_file_is_named(folder, name):
+    path = folder / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(CheckpointError, match=rf"lacks {re.escape(name)}; copy the whole folder"):
+        load_checkpoint(folder)
+
+
+def test_a_missing_folder_says_what_is_wanted(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*nowhere: the folder does not exist; give"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def damage_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda folder: damage_config(folder, format_version=2), "format_version is 2, this version .* reads 1"),
+        (lambda folder: damage_config(folder, surprise=1), "config.json is not a policy's configuration.*surprise"),
+        (lambda folder: damage_config(folder, n_action_steps=17), "n_action_steps 17 exceeds"),
+        (lambda folder: (folder / "dataset_stats.json").write_text("{}"), "statistics lack min of observation.state"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer") or (folder / "tokenizer").mkdir(), "holds no tokenizer"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(
+                (folder / "model.safetensors").read_bytes()[:1000]
+            ),
+            "cannot be read .* the file is damaged",
+        ),
+        (lambda folder: torch.save({}, folder / "model.safetensors"), "cannot be read"),  # a pickle
+    ],
+)
+def test_damage_is_named(folder, damage, message):
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder)
+
+
+def test_weights_that_are_not_finite_are_not_saved(policy, folder):
+    weight = policy.noise_predictor.input_proj.weight
+    kept = weight.detach().clone()
+    before = (folder / "model.safetensors").read_bytes()
+    try:
+        weight.data[0, 0] = float("nan")
+        with pytest.raises(CheckpointError, match=r"not finite: noise_predictor\.input_proj\.weight"):
+            save_checkpoint(folder, policy, EMBODIMENT, "")
+    finally:
+        weight.data.copy_(kept)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_an_interrupted_save_leaves_the_old_checkpoint(policy, folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_write_json", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(folder, policy, EMBODIMENT, "")
+    assert {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+def test_configuration_can_be_read_alone(folder):
+    (folder / "model.safetensors").unlink()
+    assert load_config(folder).tasks == INSTRUCTIONS

@@ -1,4 +1,4 @@
-"""Package `dit_policy_ros`: colcon builds it beside ROS; `pip install .` installs its ROS-free parts on a training server."""
+"""Package `dit_policy_ros`: colcon builds it beside ROS; `pip install .` serves a training server without ROS."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ setup(
         "torch>=2.6",
         "transformers>=5",
     ],
-    extras_require={"sim": ["mujoco", "rosbags"]},
+    extras_require={"sim": ["mujoco", "rosbags"], "test": ["pytest", "pytest-timeout"]},
     zip_safe=False,
     entry_points={
         "console_scripts": [

@@ -1,4 +1,4 @@
-"""Package `dit_policy_training`: `pip install ./training` beside `pip install .` on a server, or built by colcon beside ROS."""
+"""Package `dit_policy_training`: colcon builds it beside ROS; on a server, `pip install . ./training`."""
 
 from setuptools import find_packages, setup
 
@@ -28,6 +28,7 @@ setup(
         "safetensors",
         "torch>=2.6",
     ],
+    extras_require={"test": ["pytest", "pytest-timeout"]},
     zip_safe=False,
     entry_points={
         "console_scripts": [

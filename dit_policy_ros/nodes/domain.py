@@ -1,7 +1,7 @@
 """A ROS domain of one's own, so that tests and demonstrations running side by side never hear each other.
 
-A domain is claimed by binding an abstract Unix socket named after it. Such a name lives exactly where DDS traffic on the
-local host does, in the network namespace, whoever the user and whatever the container's file system; and the kernel
+A domain is claimed by binding an abstract Unix socket named after it. Such a name lives exactly where DDS traffic on
+the local host does, in the network namespace, whoever the user and whatever the container's file system; and the kernel
 releases it with the process, however that ends, so that no stale claim is ever left behind.
 """
 
@@ -21,8 +21,8 @@ DOMAINS = range(1, 102)
 def claimed_domain() -> Iterator[int]:
     """Claim a free ROS_DOMAIN_ID until the block ends; RuntimeError if all of them are taken.
 
-    Only those who claim in this way are avoided. The search starts at a place that differs between processes, which keeps
-    away, most likely, from a domain that somebody else chose by hand.
+    Only those who claim in this way are avoided. The search starts at a place that differs between processes, which
+    most likely keeps away from a domain that somebody chose by hand.
     """
     first = os.getpid() % len(DOMAINS)
     for domain in (*DOMAINS[first:], *DOMAINS[:first]):

@@ -1,4 +1,4 @@
-"""`make setup`: brings the working copy from any state to a working one. Taken again, it takes a second and changes nothing."""
+"""`make setup`: brings the working copy from any state to a working one; a second run changes nothing."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def main() -> int:
     """Take the steps; 0 on success, 1 with name, cause and remedy of the step that failed, 130 if interrupted."""
     name = "choice of ROS"
     LOGS.mkdir(parents=True, exist_ok=True)
-    with (ROOT / ".setup" / "lock").open("w") as lock:
+    with (ROOT / ".setup" / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # of two at once, the second waits
             for step in steps(ros.choose(os.environ, ROOT, import_rclpy)):

@@ -16,7 +16,8 @@ OPTIONAL = "libosmesa6"  # newer distributions have dropped it; EGL does without
 PROOF = """
 import mujoco
 model = mujoco.MjModel.from_xml_string(
-    '<mujoco><worldbody><light pos="0 0 2"/><geom size="1"/><camera name="c" pos="0 -4 0" xyaxes="1 0 0 0 0 1"/></worldbody></mujoco>')
+    '<mujoco><worldbody><light pos="0 0 2"/><geom size="1"/>'
+    '<camera name="c" pos="0 -4 0" xyaxes="1 0 0 0 0 1"/></worldbody></mujoco>')
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
 with mujoco.Renderer(model, 32, 32) as renderer:
@@ -27,7 +28,7 @@ assert picture.max() > 50 and picture.min() < 20, "the picture is empty"
 
 
 def find_backend(venv: Path, log: Path) -> str:
-    """The MUJOCO_GL that draws here, installing libraries if need be; StepFailed with the line to run if that is not allowed."""
+    """The MUJOCO_GL that draws here, its libraries installed if need be; StepFailed with the line to run if not."""
     backend = drawing_backend(venv, log)
     if backend is None:
         install_libraries(log)
@@ -64,11 +65,11 @@ def drawing_backend(venv: Path, log: Path) -> str | None:
 
 
 def install_libraries(log: Path) -> None:
-    """Install the libraries by apt as root or by a sudo that asks nothing; StepFailed with the line to run otherwise."""
+    """Install the libraries by apt as root or by a sudo that asks nothing; StepFailed with the line to run if not."""
     line = f"sudo apt-get install -y {' '.join((*LIBRARIES, OPTIONAL))}"
     privilege = as_root()
     if privilege is None or not shutil.which("apt-get"):
-        raise StepFailed("MuJoCo cannot draw: its GL libraries are missing", f"run this once, then try again:\n    {line}")
+        raise StepFailed("MuJoCo cannot draw: its GL libraries are missing", f"run once, then try again:\n    {line}")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     apt = [*privilege, "apt-get"]
     remedy = f"run this by hand, then try again:\n    {line}"

@@ -14,16 +14,16 @@ from tools.bootstrap.venv import site_packages
 
 # Every Python of the environment, colcon's and the entry points' among them, must find the wheels as a ROS prefix.
 PREFIX_HOOK = (
-    "import os, sys; p = os.environ.get('AMENT_PREFIX_PATH', ''); "
-    "os.environ.update(AMENT_PREFIX_PATH=p if sys.prefix in p.split(':') else ':'.join(filter(None, [p, sys.prefix])))\n"
+    "import os, sys; known = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(':') if p and p != sys.prefix]; "
+    "os.environ['AMENT_PREFIX_PATH'] = ':'.join([*known, sys.prefix])\n"
 )
 
 
 def relocate_wheels(venv: Path) -> None:
     """Make the ROS wheels a prefix to build against.
 
-    Their CMake exports name the headers of Python and numpy where the wheels' builder had them. numpy's are given relative to
-    the prefix, so that moving the environment does not invalidate them.
+    Their CMake exports name the headers of Python and numpy where the wheels' builder had them. numpy's are given
+    relative to the prefix, so that moving the environment does not invalidate them.
     """
     python_headers = sysconfig.get_paths()["include"]
     for path in (venv / "share").rglob("*.cmake"):
@@ -37,9 +37,10 @@ def relocate_wheels(venv: Path) -> None:
 
 def inputs(root: Path) -> tuple[list[Path], list[Path]]:
     """What a build depends on: files by their contents, and files by their names (those are linked, not copied)."""
-    packages = [root, root / "msg", root / "training"]
+    packages = (root, root / "msg", root / "training")
+    described_by = ("package.xml", "setup.py", "setup.cfg", "CMakeLists.txt")
     contents = [
-        *(package / name for package in packages for name in ("package.xml", "setup.py", "setup.cfg", "CMakeLists.txt")),
+        *(package / name for package in packages for name in described_by),
         *(root / "msg").rglob("*.msg"),
         *(root / "msg").rglob("*.srv"),
         root / "colcon_defaults.yaml",
@@ -66,7 +67,7 @@ def build(root: Path, venv: Path, wheels: bool, afresh: bool, log: Path) -> None
     command(
         [python, "-m", "colcon", "build", "--cmake-args", "-DBUILD_TESTING=OFF", f"-DPython3_EXECUTABLE={python}"],
         log,
-        "mend what the compiler or colcon names above and run it again; after a change of compiler or ROS, remove build/ and install/",
+        "mend what the compiler or colcon names above and run it again; if ROS or the compiler changed, remove build/",
         environment,
     )
 
@@ -87,4 +88,5 @@ def require_tools() -> None:
     if not shutil.which("make"):
         missing.append("make")
     if missing:
-        raise StepFailed(f"the messages need {' and '.join(missing)} to build", f"sudo apt-get install -y {' '.join(missing)}")
+        install = f"sudo apt-get install -y {' '.join(missing)}"
+        raise StepFailed(f"the messages need {' and '.join(missing)} to build", install)

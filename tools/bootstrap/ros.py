@@ -14,9 +14,9 @@ WHEELS = "wheels"
 def choose(environment: Mapping[str, str], root: Path, import_rclpy: Callable[[], str | None]) -> str:
     """The distribution that is sourced (one of SUPPORTED), or WHEELS; StepFailed for one that cannot be used.
 
-    ROS counts as sourced if AMENT_PREFIX_PATH has a prefix outside the project: the project's own `.venv` and `install` do
-    not make a ROS, nor does ROS_DISTRO alone, which container images set before anything is sourced. `import_rclpy` tries it
-    with the Python in use and returns the error, None if it imports.
+    ROS counts as sourced if AMENT_PREFIX_PATH has a prefix outside the project: the project's own `.venv` and `install`
+    do not make a ROS, nor does ROS_DISTRO alone, which container images set before anything is sourced. `import_rclpy`
+    tries it with the Python in use and returns the error, None if it imports.
     """
     prefixes = [Path(prefix) for prefix in environment.get("AMENT_PREFIX_PATH", "").split(":") if prefix]
     if all(prefix.is_relative_to(root) for prefix in prefixes):
@@ -33,7 +33,7 @@ def choose(environment: Mapping[str, str], root: Path, import_rclpy: Callable[[]
     if error := import_rclpy():
         raise StepFailed(
             f"ROS 2 {distribution} is sourced, and rclpy does not import with the Python in use: {error}",
-            f"sudo apt-get install -y ros-{distribution}-ros-base python3.12-venv python3.12-dev (ROS needs the system's "
-            f"Python), {another}",
+            f"sudo apt-get install -y ros-{distribution}-ros-base python3.12-venv python3.12-dev "
+            f"(ROS needs the system's Python), {another}",
         )
     return distribution

@@ -1,11 +1,11 @@
-"""One step of the set-up: taken only when its inputs changed, retaken when it was interrupted, plain about its failures."""
+"""A step of the set-up: taken when its inputs changed, retaken after an interruption, plain about its failures."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,8 @@ class StepFailed(Exception):
 class Step:
     """A unit of work with a stamp that vouches for its result.
 
-    The stamp is a file inside what the step makes (a folder deleted takes its stamp along), and holds the fingerprint of the
-    inputs. It is removed before the work starts and written after the work succeeded, so an interruption leaves none.
+    The stamp is a file inside what the step makes (a folder deleted takes its stamp along), holding the fingerprint of
+    the inputs. It is removed before the work starts and written after it succeeded, so an interruption leaves none.
     `work(log, afresh)` gets the path of its log, and whether no earlier success is there to build upon.
     `intact()` looks, quickly, at what may have changed behind the stamp's back.
     """
@@ -75,7 +75,7 @@ def read(path: Path) -> str | None:
 def write(path: Path, text: str) -> None:
     """Replace a file's text in one go, keeping its mode.
 
-    Never in place: uv links a wheel's files from its cache, and writing into one of them would change every environment.
+    Never in place: uv links a wheel's files from its cache, and writing into one would change every environment.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
@@ -86,7 +86,11 @@ def write(path: Path, text: str) -> None:
 
 
 def command(
-    arguments: list[str | Path], log: Path, remedy: str, env: Mapping[str, str] | None = None, timeout: float | None = None
+    arguments: Sequence[str | Path],
+    log: Path,
+    remedy: str,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
 ) -> None:
     """Run a command, its output going to the log; StepFailed with the log's last lines if it fails."""
     line = " ".join(str(argument) for argument in arguments)
@@ -108,4 +112,3 @@ def command(
             tail = [text.rstrip() for text in written.readlines()[-TAIL:]]
         shown = "".join(f"\n    {text}" for text in tail)
         raise StepFailed(f"`{line}` failed ({status}); its last lines:{shown}\n  log:    {log}", remedy)
-

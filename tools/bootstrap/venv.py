@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tools.bootstrap.step import StepFailed, command, read, write
 
-NETWORK = "check the network connection (and the free space of the disk) and run it again: it continues where it stopped"
+NETWORK = "check the network connection and the free space of the disk, and run it again: it continues"
 
 
 def make(venv: Path, base: Path, with_system: bool, log: Path) -> None:
@@ -42,7 +42,8 @@ def mend_after_move(venv: Path) -> bool:
 
     `bin/activate` records the path. It also stands in the first line of each script, in pyvenv.cfg and in .pth files.
     """
-    recorded = re.search(r"^\s*(?:export )?VIRTUAL_ENV=['\"]?([^'\"\n]+)['\"]?$", read(venv / "bin" / "activate") or "", re.M)
+    activate = read(venv / "bin" / "activate") or ""
+    recorded = re.search(r"^\s*(?:export )?VIRTUAL_ENV=['\"]?([^'\"\n]+)['\"]?$", activate, re.MULTILINE)
     if recorded is None or recorded[1] == str(venv):
         return False
     old, new = recorded[1].encode(), str(venv).encode()
@@ -60,7 +61,8 @@ def mend_after_move(venv: Path) -> bool:
 
 def install_uv(venv: Path, pinned: Path, log: Path) -> None:
     """Install the pinned uv by pip, as pip is what an environment starts with."""
-    command([venv / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "-r", pinned], log, NETWORK)
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
+    command([*pip, "-r", str(pinned)], log, NETWORK)
 
 
 def install_packages(venv: Path, lists: list[Path], log: Path) -> None:
@@ -69,14 +71,14 @@ def install_packages(venv: Path, lists: list[Path], log: Path) -> None:
     again = [option for name in broken for option in ("--reinstall-package", name)]
     files = [option for path in lists for option in ("-r", str(path))]
     uv = [venv / "bin" / "uv", "pip", "install", "--python", venv / "bin" / "python", "--no-deps"]
-    command([*uv, *again, *files], log, NETWORK)
+    command([*map(str, uv), *again, *files], log, NETWORK)
 
 
 def half_installed(packages: Path) -> Iterator[str]:
     """Names of installed packages of which files are missing or cut short, as an interrupted installation leaves them.
 
-    Their metadata may be there already, so that an installer takes them for installed. Sizes are not compared for what the
-    set-up itself rewrites: scripts and CMake files.
+    Their metadata may be there already, so that an installer takes them for installed. Sizes are not compared for what
+    the set-up itself rewrites: scripts and CMake files.
     """
     for metadata in packages.glob("*.dist-info"):
         record = read(metadata / "RECORD")

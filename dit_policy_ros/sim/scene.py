@@ -25,8 +25,8 @@ UPPER = np.array([2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973])
 VELOCITY = np.array([2.175, 2.175, 2.175, 2.175, 2.61, 2.61, 2.61])
 ACCELERATION = np.array([15.0, 7.5, 10.0, 12.5, 15.0, 20.0, 20.0])
 
-# The tool 0.2 m above the table at x = 0.33 m, pointing down.
-HOME = np.array([0.0, -0.4626, 0.0, -2.9095, 0.0, 2.4469, 0.7854])
+# The tool 0.2 m above the table at x = 0.35 m, pointing down.
+HOME = np.array([0.0, -0.3905, 0.0, -2.8505, 0.0, 2.46, 0.7854])
 
 LINE_X = 0.62  # m, the middle of the painted line
 BLOCK_SIZE = 0.05  # m, edge of a block
@@ -46,7 +46,7 @@ def _actuator(number: int) -> str:
 
 
 def _block_pos(index: int) -> str:
-    return f"0.43 {0.16 * (index - 1)} {BLOCK_SIZE / 2}"
+    return f"0.45 {0.16 * (index - 1)} {BLOCK_SIZE / 2}"
 
 
 def _block(colour: str, index: int) -> str:

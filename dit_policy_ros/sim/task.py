@@ -7,7 +7,7 @@ import numpy as np
 
 from dit_policy_ros.sim.scene import COLOURS, LINE_X
 
-START_X, START_Y = (0.36, 0.50), (-0.22, 0.22)  # m, where blocks' middles may stand at the start
+START_X, START_Y = (0.40, 0.52), (-0.22, 0.22)  # m, where blocks' middles may stand at the start
 LANE = 0.115  # m, least distance across y, so that one block's way to the line is free of the others
 MAX_MOVED = 0.04  # m, how far another block may be nudged
 TIME_LIMIT = 12.0  # s, for one episode

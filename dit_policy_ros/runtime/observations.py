@@ -198,9 +198,9 @@ class ObservationBuffer:
 
     def window(self, t_ns: int) -> Observation:
         """The n_obs_steps frames at t_ns, t_ns - 1/fps, ..., earliest first. Raises as `frame` does."""
-        steps = range(self._n_obs_steps - 1, -1, -1)
-        frames = [self._as_of(t_ns - round(k * 1e9 / self._fps)) for k in steps]
-        newest = frames[-1]
+        # The newest first: a stream that never came is then told before the others' history is too short.
+        newest, *older = [self._as_of(t_ns - round(k * 1e9 / self._fps)) for k in range(self._n_obs_steps)]
+        frames = [*reversed(older), newest]
         return Observation(
             stamp_ns=t_ns,
             images={

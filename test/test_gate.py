@@ -1,0 +1,215 @@
+"""The gate: what passes, and each refusal's code and sentence with joint, value, limit and unit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.runtime.gate import Decision, Gate, Verdict
+
+ARM = Embodiment.load(Path(__file__).parents[1] / "config" / "embodiments" / "sim_arm.yaml")
+HOME = np.array([0.0, -0.5, 0.0, -2.0, 0.0, 1.6, 0.8])
+NOW = 1_700_000_000_000_000_000
+TIMES = np.arange(1, 17) * 0.1
+DIRECTIONS = np.array([1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0])
+
+
+def motion() -> np.ndarray:
+    """All joints accelerate gently from rest: 0.2 rad/s^2 over 1.6 s."""
+    return HOME + DIRECTIONS * (0.5 * 0.2 * TIMES**2)[:, None]
+
+
+def check(positions: np.ndarray | None = None, gate: Gate | None = None, **changed: Any) -> Decision:
+    arguments: dict[str, Any] = {
+        "positions": motion() if positions is None else positions,
+        "times": TIMES,
+        "joint_names": ARM.action_joints,
+        "measured": HOME,
+        "observation_stamp_ns": NOW - 100_000_000,
+        "now_ns": NOW,
+    }
+    return (gate or Gate(ARM)).check(**(arguments | changed))
+
+
+def with_element(step: int, joint: int, value: float) -> np.ndarray:
+    positions = motion()
+    positions[step, joint] = value
+    return positions
+
+
+def test_a_gentle_motion_passes() -> None:
+    assert check() == Decision(Verdict.ACCEPTED, "")
+    assert check().accepted
+
+
+def test_the_noise_of_a_policy_at_10_hz_passes() -> None:
+    """5 mrad of white noise on each step gives second differences of 1.2 rad/s^2 rms."""
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        decision = check(motion() + random.normal(0, 0.005, (16, 7)))
+        assert decision.accepted, decision.reason
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_finite(value: float) -> None:
+    decision = check(with_element(3, 2, value))
+    assert decision.verdict is Verdict.NOT_FINITE
+    assert "panda_joint3 at step 3" in decision.reason
+    assert str(value) in decision.reason
+
+
+def test_a_time_that_is_not_finite() -> None:
+    times = TIMES.copy()
+    times[-1] = np.nan
+    assert check(times=times).verdict is Verdict.NOT_FINITE
+
+
+def test_joint_names_in_another_order() -> None:
+    swapped = (*ARM.action_joints[1::-1], *ARM.action_joints[2:])
+    decision = check(joint_names=swapped)
+    assert decision.verdict is Verdict.JOINT_NAMES
+    assert "panda_joint2, panda_joint1, panda_joint3" in decision.reason
+    assert "in this order" in decision.reason
+
+
+@pytest.mark.parametrize("positions", [motion()[:, :6], motion()[:8], motion()[0]])
+def test_the_wrong_number_of_values(positions: np.ndarray) -> None:
+    decision = check(positions)
+    assert decision.verdict is Verdict.JOINT_NAMES
+    assert "expected (steps, 7)" in decision.reason
+
+
+@pytest.mark.parametrize(("value", "told"), [(2.9, "2.9000"), (-2.9, "-2.9000")])
+def test_position_limit(value: float, told: str) -> None:
+    decision = check(with_element(15, 0, value))
+    assert decision.verdict is Verdict.POSITION_LIMIT
+    for word in ("panda_joint1 at step 15", told, "[-2.8973, 2.8973] rad"):
+        assert word in decision.reason
+
+
+def test_a_position_limit_in_float32_is_still_the_limit() -> None:
+    at_limit = np.tile(HOME, (16, 1))
+    at_limit[:, 3] = np.float32(-0.0698)
+    assert at_limit[0, 3] > -0.0698  # it rounds to beyond
+    assert check(at_limit, measured=at_limit[0]).accepted
+
+
+def test_velocity_between_steps() -> None:
+    # Joint 1: 0.218 rad in 0.1 s is 2.18 rad/s, above 2.175; 0.217 rad is below.
+    ramp = HOME + np.outer(np.arange(16), np.eye(7)[0]) * 0.217
+    gate = Gate(ARM)
+    short, measured = {"times": TIMES[:10]}, HOME
+    assert check(ramp[:10], gate, measured=measured, **short).accepted
+    ramp[6:, 0] += 0.001
+    decision = check(ramp[:10], gate, measured=measured, **short)
+    assert decision.verdict is Verdict.VELOCITY_LIMIT
+    assert decision.reason == ("panda_joint1 moves at 2.180 rad/s from step 5 to step 6, the limit is 2.175 rad/s")
+
+
+def test_acceleration_between_steps() -> None:
+    # Joint 2 turns from +0.8 to -0.8 rad/s within 0.1 s: 16 rad/s^2; the limit is 7.5 x margin 2 = 15.
+    positions = np.tile(HOME, (16, 1))
+    positions[:, 1] = -0.5 + 0.08 * np.concatenate([np.arange(8), np.arange(6, -2, -1)])
+    decision = check(positions)
+    assert decision.verdict is Verdict.ACCELERATION_LIMIT
+    for word in ("panda_joint2", "-16.00 rad/s^2", "at step 7", "15.00 rad/s^2", "7.5 x margin 2"):
+        assert word in decision.reason
+    assert check(positions, Gate(ARM, acceleration_margin=2.2)).accepted
+
+
+def test_a_first_step_far_from_the_arm() -> None:
+    measured = HOME.copy()
+    measured[4] += 0.5
+    decision = check(measured=measured, times=TIMES + 2.0)
+    assert decision.verdict is Verdict.START_TOO_FAR
+    assert "0.501 rad from the measured panda_joint5" in decision.reason
+    assert "0.35 rad" in decision.reason
+    assert check(gate=Gate(ARM, max_start_distance=0.6), measured=measured, times=TIMES + 2.0).accepted
+
+
+def test_the_way_from_the_arm_to_the_first_step_has_a_speed_too() -> None:
+    measured = HOME.copy()
+    measured[6] -= 0.3
+    assert check(measured=measured).verdict is Verdict.VELOCITY_LIMIT  # 0.3 rad in 0.1 s; the limit is 2.61 rad/s
+    assert "panda_joint7" in check(measured=measured).reason
+    assert "from the measured arm to the first step" in check(measured=measured).reason
+    assert check(measured=measured, times=TIMES + 0.05).accepted  # 0.3 rad in 0.15 s
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "verdict"),
+    [
+        (1000, Verdict.ACCEPTED),
+        (1001, Verdict.TOO_OLD),
+        (-1000, Verdict.ACCEPTED),
+        (-1001, Verdict.TOO_OLD),
+    ],
+)
+def test_age_of_the_observation(age_ms: int, verdict: Verdict) -> None:
+    decision = check(observation_stamp_ns=NOW - age_ms * 1_000_000)
+    assert decision.verdict is verdict
+    if verdict is Verdict.TOO_OLD:
+        assert "1.001 s" in decision.reason
+
+
+def test_a_chunk_of_which_nothing_is_left() -> None:
+    decision = check(np.zeros((0, 7)), times=np.zeros(0))
+    assert decision.verdict is Verdict.TOO_OLD
+    assert "no step of the chunk is left" in decision.reason
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_short_chunks(steps: int) -> None:
+    assert check(motion()[:steps], times=TIMES[:steps]).accepted
+
+
+def test_measured_state_missing_bad_and_stale() -> None:
+    assert check(measured=None).verdict is Verdict.INPUT_MISSING
+    assert check(measured=HOME[:6]).verdict is Verdict.INPUT_INVALID
+    broken = HOME.copy()
+    broken[5] = np.nan
+    assert check(measured=broken) == Decision(Verdict.INPUT_INVALID, "the measured position of panda_joint6 is nan")
+    assert check(measured_stamp_ns=NOW - 200_000_000).accepted
+    stale = check(measured_stamp_ns=NOW - 201_000_000)
+    assert stale.verdict is Verdict.INPUT_STALE
+    assert "0.201 s" in stale.reason
+
+
+@pytest.mark.parametrize("times", [TIMES - 0.1, TIMES[::-1], np.full(16, 0.1)])
+def test_times_that_do_not_rise_from_above_zero(times: np.ndarray) -> None:
+    assert check(times=times).verdict is Verdict.VELOCITY_LIMIT
+
+
+def test_limits_follow_the_attributes() -> None:
+    gate = Gate(ARM)
+    assert check(gate=gate).accepted
+    gate.max_chunk_age = 0.05
+    assert check(gate=gate).verdict is Verdict.TOO_OLD
+
+
+def test_the_order_of_the_checks() -> None:
+    """Worst first: a chunk with every fault is told its first one, then the next when that is mended."""
+    names = ("x", *ARM.action_joints[1:])
+    bad = motion()
+    bad[4, 0], bad[8, 1] = 9.0, np.nan
+    old = {"observation_stamp_ns": NOW - 9_000_000_000, "measured": HOME + 1.0}
+    assert check(bad, joint_names=names, **old).verdict is Verdict.NOT_FINITE
+    bad[8, 1] = HOME[1]
+    assert check(bad, joint_names=names, **old).verdict is Verdict.JOINT_NAMES
+    assert check(bad, **old).verdict is Verdict.POSITION_LIMIT
+    bad[4, 0] = 1.0
+    assert check(bad, **old).verdict is Verdict.VELOCITY_LIMIT
+    assert check(**old).verdict is Verdict.START_TOO_FAR
+    assert check(observation_stamp_ns=old["observation_stamp_ns"]).verdict is Verdict.TOO_OLD
+
+
+def test_the_codes_are_those_of_the_message() -> None:
+    """ActionChunk.msg repeats the numbers for other languages."""
+    text = (Path(__file__).parents[1] / "msg" / "msg" / "ActionChunk.msg").read_text()
+    constants = {name: int(value) for name, value in re.findall(r"uint8 VERDICT_(\w+)\s*=\s*(\d+)", text)}
+    assert constants == {verdict.name: verdict.value for verdict in Verdict}

@@ -1,0 +1,164 @@
+"""The inference thread: newest wins, every result and error arrives, close() joins, latencies are true."""
+
+from __future__ import annotations
+
+import logging
+import math
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from dit_policy_ros.runtime.inference import InferenceWorker
+
+
+class Results:
+    """Collects what the worker delivers, and lets a test wait for it."""
+
+    def __init__(self) -> None:
+        self.delivered: list[tuple[object, BaseException | None]] = []
+        self.threads: list[threading.Thread] = []
+        self._arrived = threading.Semaphore(0)
+
+    def __call__(self, result: object, error: BaseException | None) -> None:
+        self.delivered.append((result, error))
+        self.threads.append(threading.current_thread())
+        self._arrived.release()
+
+    def wait(self, count: int) -> None:
+        for _ in range(count):
+            assert self._arrived.acquire(timeout=10), f"only {len(self.delivered)} results came"
+
+
+@pytest.fixture
+def results() -> Results:
+    return Results()
+
+
+@pytest.fixture
+def worker(results: Results) -> Iterator[InferenceWorker]:
+    worker = InferenceWorker(results)
+    yield worker
+    worker.close()
+
+
+def blocking() -> tuple[Callable[[], str], threading.Event, threading.Event]:
+    begun, go = threading.Event(), threading.Event()
+
+    def work() -> str:
+        begun.set()
+        assert go.wait(10)
+        return "first"
+
+    return work, begun, go
+
+
+def test_results_come_from_one_thread_that_is_not_the_callers(worker: InferenceWorker, results: Results) -> None:
+    for k in range(3):
+        worker.submit(lambda k=k: k)
+        results.wait(1)
+    assert results.delivered == [(0, None), (1, None), (2, None)]
+    assert len(set(results.threads)) == 1
+    assert results.threads[0] is not threading.current_thread()
+
+
+def test_of_those_waiting_the_newest_wins(worker: InferenceWorker, results: Results) -> None:
+    work, begun, go = blocking()
+    worker.submit(work)
+    assert begun.wait(10)
+    assert worker.busy
+    for k in range(5):
+        worker.submit(lambda k=k: k)
+    assert worker.replaced == 4
+    go.set()
+    results.wait(2)
+    assert [result for result, _ in results.delivered] == ["first", 4]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), MemoryError(), SystemExit(3), KeyboardInterrupt()])
+def test_every_exception_is_delivered_and_the_thread_lives(
+    worker: InferenceWorker, results: Results, error: BaseException
+) -> None:
+    def fail() -> None:
+        raise error
+
+    worker.submit(fail)
+    results.wait(1)
+    assert results.delivered == [(None, error)]
+    worker.submit(lambda: "on")
+    results.wait(1)
+    assert results.delivered[-1] == ("on", None)
+
+
+def test_a_callback_that_fails_is_logged_and_the_thread_lives(caplog: pytest.LogCaptureFixture) -> None:
+    seen = threading.Semaphore(0)
+
+    def callback(result: object, error: BaseException | None) -> None:
+        seen.release()
+        raise RuntimeError(f"cannot take {result}")
+
+    worker = InferenceWorker(callback)
+    with caplog.at_level(logging.ERROR):
+        for k in range(2):
+            worker.submit(lambda k=k: k)
+            assert seen.acquire(timeout=10)
+        assert worker.close(10)
+    assert "cannot take 0" in caplog.text
+    assert "cannot take 1" in caplog.text
+
+
+def test_close_waits_for_what_runs_and_drops_what_waits(results: Results) -> None:
+    worker = InferenceWorker(results)
+    work, begun, go = blocking()
+    worker.submit(work)
+    assert begun.wait(10)
+    worker.submit(lambda: "never")
+    assert worker.close(0.05) is False
+    go.set()
+    assert worker.close(10) is True
+    assert results.delivered == [("first", None)]
+    assert worker.close() is True
+    with pytest.raises(RuntimeError, match="closed"):
+        worker.submit(lambda: "late")
+
+
+def test_close_from_the_callback_does_not_wait_for_itself() -> None:
+    ended: list[bool] = []
+    worker = InferenceWorker(lambda result, error: ended.append(worker.close()))
+    worker.submit(lambda: None)
+    worker._thread.join(10)
+    assert ended == [False]
+    assert worker.close() is True
+
+
+def test_latency_leaves_out_the_untimed_and_the_failed(worker: InferenceWorker, results: Results) -> None:
+    assert math.isnan(worker.latency(50))
+
+    def fail() -> None:
+        raise ValueError
+
+    worker.submit(lambda: time.sleep(0.2), timed=False)
+    results.wait(1)
+    worker.submit(fail)
+    results.wait(1)
+    assert math.isnan(worker.latency(50))
+    for pause in (0.02, 0.02, 0.1):
+        worker.submit(lambda pause=pause: time.sleep(pause))
+        results.wait(1)
+    assert 0.02 <= worker.latency(50) < 0.09
+    assert 0.1 <= worker.latency(100) < 0.19
+    assert worker.latency(0) <= worker.latency(50) < worker.latency(95) < worker.latency(100)
+    worker.reset_latency()
+    assert math.isnan(worker.latency(95))
+
+
+def test_a_program_that_forgets_to_close_still_ends() -> None:
+    code = (
+        "from dit_policy_ros.runtime.inference import InferenceWorker\n"
+        "InferenceWorker(lambda result, error: None).submit(lambda: 1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=30, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

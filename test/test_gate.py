@@ -94,8 +94,9 @@ def test_position_limit(value: float, told: str) -> None:
 
 def test_a_position_limit_in_float32_is_still_the_limit() -> None:
     at_limit = np.tile(HOME, (16, 1))
-    at_limit[:, 3] = np.float32(-0.0698)
-    assert at_limit[0, 3] > -0.0698  # it rounds to beyond
+    at_limit[:, 3], at_limit[:, 5] = np.float32(-0.0698), np.float32(-0.0175)
+    assert at_limit[0, 3] > -0.0698  # they round to beyond
+    assert at_limit[0, 5] < -0.0175
     assert check(at_limit, measured=at_limit[0]).accepted
 
 

@@ -11,7 +11,8 @@ import pytest
 from rosbags.typesys import Stores, get_typestore
 from scipy.interpolate import BPoly, CubicHermiteSpline
 
-from dit_policy_ros.runtime.commands import Rejection, commanded_positions
+from dit_policy_ros.runtime.commands import Command, Rejection, read_command
+from dit_policy_ros.runtime.trajectory import Point
 from dit_policy_ros.sim.trajectory_controller import TrajectoryController
 
 S = 1_000_000_000
@@ -339,47 +340,29 @@ def test_receive_and_update_from_two_threads() -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def test_commanded_positions_are_the_controllers_references() -> None:
-    """What a recording of the commands tells afterwards is what the controller did, command by command."""
+def test_an_arm_without_measured_velocity_counts_as_resting() -> None:
+    command = read_command(message(point(1, [2, 0], [0, 0])), JOINTS, NOW)
+    assert isinstance(command, Command)
+    execution = command.follow(Point(NOW, np.array([1.0, -1.0])), np.array([1.0, -1.0]), NOW)
+    # Still a cubic, from rest to rest: 3 u^2 - 2 u^3 = 0.15625 of the way after a quarter, not 0.25.
+    np.testing.assert_allclose(execution.sample(NOW + S // 4).position, [1.15625, -0.84375])
+
+
+def test_a_recording_followed_with_the_same_rules_gives_the_controllers_references() -> None:
+    """What the converter does with a bag's commands, against a controller updated each millisecond."""
     random = np.random.default_rng(0)
-    commands: list[tuple[int, Any]] = []
-    for k in range(30):
-        received = NOW + k * 93 * MS  # never at a knot, where linear segments change their speed
-        goal = random.normal(0, 0.3, (3, 2))
-        velocities = [random.normal(0, 0.3, 2), random.normal(0, 0.3, 2), [0, 0]]
-        points = [point(0.1 * (j + 1), goal[j], velocities[j] if k % 3 else ()) for j in range(3)]
-        commands.append((received, message(*points, names=("b", "a"), stamp_ns=received if k % 2 else 0)))
-    refused = (NOW + 1050 * MS, message(point(1, [1, 1]), stamp_ns=NOW - 5 * S))
-
-    def measured(t_ns: int) -> tuple[np.ndarray, np.ndarray]:
-        t = (t_ns - NOW) / 1e9
-        return np.array([np.sin(t), np.cos(t)]), np.array([np.cos(t), -np.sin(t)])
-
-    for desired in (False, True):
-        made = TrajectoryController(JOINTS, interpolate_from_desired_state=desired)
-        ticks = [NOW + k * MS for k in range(3200)]
-        waiting = [*commands]
-        expected = []
-        for t in ticks:
-            while waiting and waiting[0][0] <= t:
-                take(made, waiting.pop(0)[1], t)
-            expected.append(made.update(t, *measured(t))[0])
-        got, rejections = commanded_positions(
-            [refused, *commands[::-1]], ticks, JOINTS, measured, interpolate_from_desired_state=desired
-        )
-        # With the desired state the controller bridges from one cycle (1 ms) ago, the recomputation from
-        # the receipt.
-        np.testing.assert_allclose(got, expected, atol=0.03 if desired else 1e-12)
-        assert [(t, rejection.rule) for t, rejection in rejections] == [(refused[0], "ends_in_past")]
-
-
-def test_before_the_first_command_nothing_was_commanded() -> None:
-    got, rejections = commanded_positions(
-        [(NOW, message(point(1, [2, 0])))],
-        [NOW - 1, NOW, NOW + S // 2, NOW + 3 * S],
-        JOINTS,
-        lambda t_ns: (np.array([1.0, -1.0]), None),
-    )
-    assert np.isnan(got[0]).all()
-    np.testing.assert_allclose(got[1:], [[1, -1], [1.5, -0.5], [2, 0]])
-    assert rejections == []
+    made, execution = TrajectoryController(JOINTS), None
+    for tick in range(1200):
+        now = NOW + tick * MS
+        t = tick / 1e3
+        position, velocity = np.array([np.sin(t), np.cos(t)]), np.array([np.cos(t), -np.sin(t)])
+        if tick % 93 == 0:
+            velocities = [random.normal(0, 0.3, 2) if tick % 2 else (), random.normal(0, 0.3, 2), [0, 0]]
+            points = [point(0.1 * (j + 1), random.normal(0, 0.3, 2), velocities[j]) for j in range(3)]
+            sent = message(*points, names=("b", "a"), stamp_ns=now if tick % 4 else 0)
+            take(made, sent, now)
+            command = read_command(sent, JOINTS, now)
+            assert isinstance(command, Command)
+            execution = command.follow(Point(now, position, velocity), position, now)
+        assert execution is not None
+        np.testing.assert_array_equal(made.update(now, position, velocity)[0], execution.sample(now).position)

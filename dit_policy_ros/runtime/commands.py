@@ -9,7 +9,7 @@ any instant.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,54 +112,6 @@ def read_command(
         return rejection
     columns = tuple(list(joint_names).index(name) for name in message.joint_names)
     return Command(stamp_ns(message), columns, tuple(_point(point) for point in message.points))
-
-
-def commanded_positions(
-    commands: Iterable[tuple[int, Any]],
-    times_ns: Sequence[int],
-    joint_names: Sequence[str],
-    measured: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
-    *,
-    interpolate_from_desired_state: bool = False,
-    allow_partial_joints_goal: bool = False,
-    allow_nonzero_velocity_at_trajectory_end: bool = False,
-) -> tuple[np.ndarray, list[tuple[int, Rejection]]]:
-    """Where a controller told the joints to be at each of times_ns (rising), recomputed from recorded
-    commands.
-
-    commands: (receive time in ns, JointTrajectory message), any order. measured(t_ns) gives the position
-    (J,) and the velocity (J,) or None of joint_names as of t_ns; it is asked at each command's receive
-    time. All times are of the clock that stamps the messages.
-
-    Returns positions (len(times_ns), J), with NaN rows before the first command that the controller took
-    (nothing was commanded then; leave those ticks out), and the commands it refused with their receive
-    times. Exact but for the controller's period: a command is followed from its receive time, not from the
-    update after it.
-    """
-    waiting = sorted(commands, key=lambda command: command[0])[::-1]
-    positions = np.full((len(times_ns), len(joint_names)), np.nan)
-    rejections: list[tuple[int, Rejection]] = []
-    execution: Execution | None = None
-    for row, t_ns in enumerate(times_ns):
-        while waiting and waiting[-1][0] <= t_ns:
-            received_ns, message = waiting.pop()
-            command = read_command(
-                message,
-                joint_names,
-                received_ns,
-                allow_partial_joints_goal=allow_partial_joints_goal,
-                allow_nonzero_velocity_at_trajectory_end=allow_nonzero_velocity_at_trajectory_end,
-            )
-            if isinstance(command, Rejection):
-                rejections.append((received_ns, command))
-                continue
-            here = Point(received_ns, *measured(received_ns))
-            desired = here if execution is None else execution.sample(received_ns)
-            before = desired if interpolate_from_desired_state else here
-            execution = command.follow(before, desired.position, received_ns)
-        if execution is not None:
-            positions[row] = execution.sample(t_ns).position
-    return positions, rejections
 
 
 def _check_names(names: list[str], expected: list[str], allow_partial: bool) -> Rejection | None:

@@ -131,30 +131,28 @@ def interpolate(start: Point, end: Point, t_ns: int) -> Point:
         raise ValueError(f"t = {t_ns} ns is outside the segment from {start.time_ns} to {end.time_ns} ns")
     # In u = t/T the derivatives scale by T, and the polynomial's coefficients follow from its two ends.
     u = (t_ns - start.time_ns) / 1e9 / duration
-    c = _coefficients(start, end, duration)
-    position = c[0] + u * (c[1] + u * (c[2] + u * (c[3] + u * (c[4] + u * c[5]))))
-    velocity = c[1] + u * (2 * c[2] + u * (3 * c[3] + u * (4 * c[4] + u * 5 * c[5])))
-    acceleration = 2 * c[2] + u * (6 * c[3] + u * (12 * c[4] + u * 20 * c[5]))
+    position = velocity = acceleration = np.zeros_like(start.position)
+    for coefficient in reversed(_coefficients(start, end, duration)):  # Horner's rule and its derivatives
+        acceleration = acceleration * u + 2 * velocity
+        velocity = velocity * u + position
+        position = position * u + coefficient
     return Point(t_ns, position, velocity / duration, acceleration / duration**2)
 
 
-def _coefficients(start: Point, end: Point, duration: float) -> np.ndarray:
-    """Polynomial in u of degree 1, 3 or 5 through both ends, as (6, J) coefficients, the constant first."""
+def _coefficients(start: Point, end: Point, duration: float) -> list[np.ndarray]:
+    """The polynomial in u of degree 1, 3 or 5 through both ends, its constant first."""
     way = end.position - start.position
-    c = np.zeros((6, len(way)))
-    c[0] = start.position
     if start.velocity is None or end.velocity is None:
-        c[1] = way
-        return c
+        return [start.position, way]
     v0, v1 = start.velocity * duration, end.velocity * duration
-    c[1] = v0
     if start.acceleration is None or end.acceleration is None:
-        c[2] = 3 * way - 2 * v0 - v1
-        c[3] = v0 + v1 - 2 * way
-        return c
+        return [start.position, v0, 3 * way - 2 * v0 - v1, v0 + v1 - 2 * way]
     a0, a1 = start.acceleration * duration**2, end.acceleration * duration**2
-    c[2] = a0 / 2
-    c[3] = 10 * way - 6 * v0 - 4 * v1 - 1.5 * a0 + 0.5 * a1
-    c[4] = -15 * way + 8 * v0 + 7 * v1 + 1.5 * a0 - a1
-    c[5] = 6 * way - 3 * (v0 + v1) + 0.5 * (a1 - a0)
-    return c
+    return [
+        start.position,
+        v0,
+        a0 / 2,
+        10 * way - 6 * v0 - 4 * v1 - 1.5 * a0 + 0.5 * a1,
+        -15 * way + 8 * v0 + 7 * v1 + 1.5 * a0 - a1,
+        6 * way - 3 * (v0 + v1) + 0.5 * (a1 - a0),
+    ]

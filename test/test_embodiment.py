@@ -87,7 +87,7 @@ def test_yaml_round_trip(text: str) -> None:
         ("transport: raw", "transport: theora", "cameras.top.transport", ["'theora'", "raw or compressed"]),
         ("max_age: 0.3", "max_age: .nan", "cameras.top.max_age", ["nan", "finite number above 0"]),
         ("max_age: 0.3", "max_age: .inf", "cameras.top.max_age", ["inf", "finite number above 0"]),
-        ("max_age: 0.3", "max_age: 1" + "0" * 400 + ".0", "cameras.top.max_age", ["inf", "finite number above 0"]),
+        ("max_age: 0.3", "max_age: 1" + "0" * 400, "cameras.top.max_age", ["finite number above 0"]),
         ("max_age: 0.3", "max_age: 3e-1x", "cameras.top.max_age", ["the text '3e-1x'"]),
         ("top/image_raw", "top//image raw", "cameras.top.topic", ["topic's name"]),
         ("  top: {topic: top", "  state: {topic: top", "cameras.state", ["expected another name"]),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
@@ -90,7 +91,8 @@ class PolicyNode(LifecycleNode):
         self._lock = threading.Lock()  # around every publication to a controller and every change of _motion
         self._tally = Tally()
         self._instruction = ""
-        self._parameters = Parameters(self, self._contradiction, self._parameters_changed)
+        # Not _parameters: rclpy keeps its own there.
+        self._settings = Parameters(self, self._contradiction, self._parameters_changed)
         self._chunk_publisher = self.create_publisher(ActionChunk, "~/action_chunk", _RELIABLE)
         self._status_publisher = self.create_publisher(PolicyStatus, "~/status", _RELIABLE)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", _RELIABLE)
@@ -148,7 +150,7 @@ class PolicyNode(LifecycleNode):
     # --- configure and cleanup ---------------------------------------------------------------------------------------
 
     def _configure(self) -> None:
-        folder = self._parameters.text("checkpoint")
+        folder = self._settings.text("checkpoint")
         if not folder:
             raise ValueError(
                 "parameter 'checkpoint' is empty; expected the folder of a trained policy "
@@ -157,7 +159,7 @@ class PolicyNode(LifecycleNode):
         checkpoint = Path(folder)
         policy = load_checkpoint(checkpoint, device=self._device())
         embodiment = self._embodiment(checkpoint)
-        reason = self._contradiction({name: self._parameters[name] for name in ("n_action_steps",)}, policy)
+        reason = self._contradiction({name: self._settings[name] for name in ("n_action_steps",)}, policy)
         if reason is not None:
             raise ValueError(reason)
         observations = ObservationBuffer(embodiment, policy.config.n_obs_steps)
@@ -168,7 +170,7 @@ class PolicyNode(LifecycleNode):
         )
         self._session = session
         self._parameters_changed(())
-        seconds = pipeline.warm_up(self._parameters.integer("warmup_chunks"))
+        seconds = pipeline.warm_up(self._settings.integer("warmup_chunks"))
         self._connect(session)
         self._tally = Tally()
         self.get_logger().info(
@@ -176,14 +178,14 @@ class PolicyNode(LifecycleNode):
         )
 
     def _device(self) -> str:
-        device = self._parameters.text("device")
+        device = self._settings.text("device")
         if device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         return device
 
     def _embodiment(self, checkpoint: Path) -> Embodiment:
         trained_on = Embodiment.load(checkpoint / "embodiment.yaml")
-        path = self._parameters.text("embodiment")
+        path = self._settings.text("embodiment")
         if not path:
             return trained_on
         here = Embodiment.load(path)
@@ -326,12 +328,13 @@ class PolicyNode(LifecycleNode):
     def _on_result(self, result: object, error: BaseException | None) -> None:
         """In the inference thread: what came of a request."""
         if error is None:
-            outcome, epoch = result  # type: ignore[misc]
+            outcome, epoch = cast(tuple[Outcome, int], result)
             self._conclude(outcome, epoch)
             return
-        request = Request(self._motion.sequence, self._instruction, self._n_action_steps(), self._denoising_steps())
-        decision = Decision(Verdict.INFERENCE_FAILED, f"inference failed: {error}")
-        self._conclude(Outcome(request, decision), self._motion.epoch)
+        # The pipeline turns what can go wrong into an outcome; this is a defect, and the next tick tries again.
+        self.get_logger().error(f"the inference thread failed: {error!r}")
+        with self._lock:
+            self._motion.in_flight = False
 
     def _conclude(self, outcome: Outcome, epoch: int) -> None:
         session = self._session
@@ -380,15 +383,15 @@ class PolicyNode(LifecycleNode):
 
     def _parameters_changed(self, names: Iterable[str]) -> None:
         if self._session is not None:
-            self._session.gate.max_start_distance = self._parameters.number("max_start_distance")
-            self._session.gate.max_chunk_age = self._parameters.number("max_chunk_age")
+            self._session.gate.max_start_distance = self._settings.number("max_start_distance")
+            self._session.gate.max_chunk_age = self._settings.number("max_chunk_age")
 
     def _n_action_steps(self) -> int:
         assert self._session is not None
-        return self._parameters.integer("n_action_steps") or self._session.policy.config.n_action_steps
+        return self._settings.integer("n_action_steps") or self._session.policy.config.n_action_steps
 
     def _denoising_steps(self) -> int | None:
-        return self._parameters.integer("denoising_steps") or None
+        return self._settings.integer("denoising_steps") or None
 
     def _publish_status(self) -> None:
         label = self._state_machine.current_state[1]

@@ -14,9 +14,7 @@ from rclpy.signals import SignalHandlerOptions
 _WAKE_UP_S = 0.05  # how long a signal may go unnoticed while nothing else happens
 
 
-def run_node(
-    make_node: Callable[[], Node], finish: Callable[[Node], None], args: Sequence[str] | None = None
-) -> None:
+def run_node(make_node: Callable[[], Node], finish: Callable[[Node], None], args: Sequence[str] | None = None) -> None:
     """Make a node, spin it in one thread until a signal asks to stop, call `finish(node)` while DDS is still up.
 
     rclpy's own handlers shut the context down at once, and a stop trajectory could no longer be published; so the

@@ -87,19 +87,21 @@ class ChunkPipeline:
         return seconds
 
     def next_chunk(self, request: Request) -> Outcome:
-        """Sample, check and time one chunk at the clock's now."""
+        """Sample, time and check one chunk of the newest moment that every stream has reached."""
         try:
-            observation = self._observations.window(self._now_ns())
+            observation = self._observations.latest(self._now_ns())
+            chunk = self._sample(observation, request)
         except (ObservationError, MessageError) as error:
             return Outcome(request, Decision(Verdict[error.code], str(error)))
-        chunk = self._sample(observation, request)
+        except Exception as error:  # of the model or the device, out of memory among them
+            reason = f"sampling failed with {type(error).__name__}: {error}"
+            return Outcome(request, Decision(Verdict.INFERENCE_FAILED, reason))
         return self._admit(chunk, request)
 
     def _sample(self, observation: Observation, request: Request) -> Chunk:
         started = time.perf_counter()
         batch: dict[str, object] = {
-            key: torch.as_tensor(value).unsqueeze(0).to(self._device)
-            for key, value in observation.tensors().items()
+            key: torch.as_tensor(value).unsqueeze(0).to(self._device) for key, value in observation.tensors().items()
         }
         batch["task"] = [request.instruction]
         actions = self._policy.predict_chunk(batch, denoising_steps=request.denoising_steps)
@@ -123,9 +125,7 @@ class ChunkPipeline:
         except (ObservationError, MessageError) as error:
             return replace(outcome, decision=Decision(Verdict[error.code], str(error)))
         positions, times, dropped = drop_elapsed(chunk, now_ns)
-        decision = self._gate.check(
-            positions, times, chunk.joint_names, position, chunk.observation_stamp_ns, now_ns
-        )
+        decision = self._gate.check(positions, times, chunk.joint_names, position, chunk.observation_stamp_ns, now_ns)
         if decision.verdict is not Verdict.ACCEPTED:
             return replace(outcome, decision=decision, steps_dropped=dropped)
         trajectories = {}

@@ -1,0 +1,121 @@
+"""One chunk from messages to trajectories, with a real (untrained) policy, and what is refused on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from policy_fixtures import INSTRUCTIONS, demo_config, make_stats
+
+from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
+from dit_policy_ros.policy.tiny_clip import make_tiny_clip
+from dit_policy_ros.runtime.gate import Gate, Verdict
+from dit_policy_ros.runtime.observations import ObservationBuffer
+from dit_policy_ros.runtime.pipeline import ChunkPipeline, Outcome, Request
+
+TEXT = (Path(__file__).parents[1] / "config/embodiments/sim_arm.yaml").read_text()
+NOW_NS = 1_000_000_000_000
+HOME = [0.0, -0.4, 0.0, -2.8, 0.0, 2.4, 0.8]
+
+
+@pytest.fixture(scope="module")
+def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], MultitaskDiTPolicy]:
+    clip = tmp_path_factory.mktemp("clip")
+    make_tiny_clip(clip)
+
+    def make(reach: float) -> MultitaskDiTPolicy:
+        """Untrained: its steps are random within `reach` rad of the measured joints."""
+        config = demo_config(str(clip), n_obs_steps=2, tasks=INSTRUCTIONS)
+        stats = make_stats(config)
+        stats["action"] = {"min": [-reach] * 7, "max": [reach] * 7, "mean": [0.0] * 7, "std": [reach] * 7}
+        torch.manual_seed(0)
+        return MultitaskDiTPolicy(config, stats)
+
+    return make
+
+
+def run(policy: MultitaskDiTPolicy, embodiment: Embodiment, late_s: float = 0.0) -> Outcome:
+    """A chunk from a quarter of a second of a resting arm's messages; sampling seems to take `late_s`."""
+    buffer = ObservationBuffer(embodiment, policy.config.n_obs_steps)
+    joints = embodiment.state.joints
+    for age_ms in range(250, -1, -10):
+        stamp_ns = NOW_NS - age_ms * 1_000_000
+        header = SimpleNamespace(stamp=SimpleNamespace(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9))
+        state = SimpleNamespace(header=header, name=joints, position=HOME, velocity=[0.0] * 7)
+        buffer.add(embodiment.state.topic, stamp_ns, state)
+        for camera in embodiment.cameras:
+            size = {"height": camera.height, "width": camera.width, "step": 3 * camera.width}
+            data = bytes(3 * camera.width * camera.height)
+            buffer.add(camera.topic, stamp_ns, SimpleNamespace(header=header, encoding="rgb8", data=data, **size))
+    clock = iter([NOW_NS, NOW_NS + round(late_s * 1e9)])
+    pipeline = ChunkPipeline(policy, embodiment, buffer, Gate(embodiment), lambda: next(clock))
+    return pipeline.next_chunk(Request(7, INSTRUCTIONS[0], 8, None))
+
+
+@pytest.fixture(scope="module")
+def embodiment() -> Embodiment:
+    return Embodiment.from_yaml(TEXT.replace("transport: compressed", "transport: raw"), "test")
+
+
+def test_an_accepted_chunk_starts_at_the_arm_and_is_timed_from_now(make_policy, embodiment) -> None:
+    outcome = run(make_policy(0.001), embodiment, late_s=0.12)
+    assert outcome.decision.verdict is Verdict.ACCEPTED, outcome.decision
+    (trajectory,) = outcome.trajectories.values()
+    assert trajectory.joint_names == embodiment.action_joints
+    np.testing.assert_allclose(trajectory.positions[0], HOME, atol=0.005)
+    # The step due 0.1 s after the observation has elapsed 0.12 s after it; the next is due in 0.08 s.
+    assert outcome.steps_dropped == 1
+    assert trajectory.times[0] == pytest.approx(0.08)
+    assert len(trajectory.times) == 16 - 2 + 1 - 1
+
+
+def test_two_groups_get_their_own_joints(make_policy) -> None:
+    text = TEXT.replace("transport: compressed", "transport: raw")
+    head, tail = text.split("      panda_joint5: {", 1)
+    second = "  wrist:\n    topic: wrist_controller/joint_trajectory\n    joints:\n      panda_joint5: {"
+    embodiment = Embodiment.from_yaml(head + second + tail, "two groups")
+    outcome = run(make_policy(0.001), embodiment)
+    arm, wrist = outcome.trajectories["arm"], outcome.trajectories["wrist"]
+    assert arm.joint_names == embodiment.action_joints[:4]
+    assert wrist.joint_names == embodiment.action_joints[4:]
+    assert outcome.chunk is not None
+    np.testing.assert_array_equal(np.hstack([arm.positions, wrist.positions]), outcome.chunk.positions)
+
+
+@pytest.mark.parametrize(
+    ("reach", "verdicts"),
+    [
+        (0.5, {Verdict.VELOCITY_LIMIT, Verdict.ACCELERATION_LIMIT, Verdict.POSITION_LIMIT}),
+        (50.0, {Verdict.POSITION_LIMIT}),
+        (float("nan"), {Verdict.NOT_FINITE}),
+    ],
+)
+def test_an_unsafe_chunk_carries_no_trajectory(make_policy, embodiment, reach: float, verdicts: set[Verdict]) -> None:
+    policy = make_policy(1.0 if np.isnan(reach) else reach)
+    if np.isnan(reach):
+        torch.nn.init.constant_(policy.noise_predictor.output_proj.bias, float("nan"))
+    outcome = run(policy, embodiment)
+    assert outcome.decision.verdict in verdicts, outcome.decision
+    assert outcome.decision.reason
+    assert outcome.trajectories == {}
+    assert outcome.chunk is not None  # it is still told, for debugging
+
+
+def test_a_chunk_that_comes_too_late_is_refused(make_policy, embodiment) -> None:
+    outcome = run(make_policy(0.001), embodiment, late_s=1.2)
+    assert outcome.decision.verdict in (Verdict.TOO_OLD, Verdict.INPUT_STALE), outcome.decision
+    assert outcome.trajectories == {}
+
+
+def test_a_failure_of_the_model_is_an_outcome_not_an_exception(make_policy, embodiment) -> None:
+    policy = make_policy(0.001)
+    policy.noise_predictor.output_proj = torch.nn.Linear(3, 3)  # as a device error would, deep inside
+    outcome = run(policy, embodiment)
+    assert outcome.decision.verdict is Verdict.INFERENCE_FAILED
+    assert "RuntimeError" in outcome.decision.reason
+    assert outcome.trajectories == {}

@@ -163,6 +163,7 @@ def test_arrays_do_as_well_as_tensors(make_policy):
     policy = make_policy()
     batch, noise = observation(policy), torch.randn(2, 16, 7)
     arrays = {key: value if key == "task" else np.asarray(value) for key, value in batch.items()}
+    arrays["observation.state"] = arrays["observation.state"].astype(np.float64)
     assert torch.equal(policy.predict_chunk(arrays, noise=noise), policy.predict_chunk(batch, noise=noise))
 
 

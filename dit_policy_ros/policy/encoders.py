@@ -225,11 +225,10 @@ class ClipText(nn.Module):
             self._pooled.move_to_end(task)
         while len(self._pooled) > TEXT_CACHE_SIZE:
             self._pooled.popitem(last=False)
+        # A copy, so that what was kept in inference mode may serve a training step.
         return torch.stack([features[task] for task in tasks])
 
     # Each alone, not as a batch: a feature must not depend, in its last bits, on what else was asked for.
-    # Not in inference mode even if the caller is: a tensor made there could not serve a later training step.
-    @torch.inference_mode(False)
     @torch.no_grad()
     def _encode(self, task: str) -> Tensor:
         limit = self.text_encoder.config.max_position_embeddings

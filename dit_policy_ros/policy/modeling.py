@@ -58,11 +58,11 @@ class MultitaskDiTPolicy(nn.Module):
         config = self.config
         conditioning = self.encode(batch)
         count = len(conditioning)
-        actions = self._tensor(batch, ACTION, (count, config.horizon, config.action_dim))
+        actions = self._tensor(batch, ACTION, (count, config.horizon, config.action_dim)).float()
         actions = self.action_normalizer(actions - self._action_origin(batch))
         is_pad = None
         if config.do_mask_loss_for_padding:
-            is_pad = self._tensor(batch, ACTION_IS_PAD, (count, config.horizon))
+            is_pad = self._tensor(batch, ACTION_IS_PAD, (count, config.horizon)).bool()
 
         draws = config.objective.noise_draws
         if draws > 1:
@@ -144,7 +144,7 @@ class MultitaskDiTPolicy(nn.Module):
         return self._state(batch)[:, -1:, self.config.action_state_indices]
 
     def _state(self, batch: Mapping[str, Any]) -> Tensor:
-        return self._tensor(batch, STATE, (None, self.config.n_obs_steps, self.config.state_dim))
+        return self._tensor(batch, STATE, (None, self.config.n_obs_steps, self.config.state_dim)).float()
 
     def _images(self, batch: Mapping[str, Any], key: str, count: int) -> Tensor:
         height, width = self.config.cameras[key]

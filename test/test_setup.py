@@ -181,17 +181,20 @@ class TestEnvironment:
         assert (new / "bin" / "notes").read_text() == neighbour
         assert not venv.mend_after_move(new)
 
-    @pytest.mark.parametrize("damage", ["pip", "python", "kind", "configuration"])
+    @pytest.mark.parametrize("damage", ["pip", "python", "activate", "kind", "configuration"])
     def test_half_made_does_not_work(self, tmp_path, damage):
         folder = tmp_path / ".venv"
         subprocess.run([PYTHON, "-m", "venv", "--without-pip", folder], check=True)
-        (pip := venv.site_packages(folder) / "pip/_internal/cli").mkdir(parents=True)
-        (pip / "main.py").touch()
+        write(venv.site_packages(folder) / "pip/__init__.py", "")
+        record = venv.site_packages(folder) / "pip-1.dist-info" / "RECORD"
+        write(record, "pip/__init__.py,,0\n")
         assert venv.works(folder, PYTHON, with_system=False)
         if damage == "pip":
-            (pip / "main.py").unlink()
+            record.unlink()
         elif damage == "python":
             (folder / "bin" / "python").unlink()
+        elif damage == "activate":
+            (folder / "bin" / "activate").unlink()
         elif damage == "configuration":
             (folder / "pyvenv.cfg").unlink()
         assert not venv.works(folder, PYTHON, with_system=damage == "kind")

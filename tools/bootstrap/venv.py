@@ -29,7 +29,11 @@ def works(venv: Path, base: Path, with_system: bool) -> bool:
     wanted = {f"home = {base.parent}", f"include-system-site-packages = {str(with_system).lower()}"}
     if not wanted <= set(configuration):
         return False
-    question = "import sys, pip._internal.cli.main; sys.exit(sys.version_info[:2] != (3, 12))"
+    if "VIRTUAL_ENV=" not in (read(venv / "bin" / "activate") or ""):  # what venv writes last
+        return False
+    if "pip" in half_installed(site_packages(venv)):
+        return False
+    question = "import sys, pip; sys.exit(sys.version_info[:2] != (3, 12))"
     try:
         answer = subprocess.run([venv / "bin" / "python", "-c", question], capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
 # Every target sets the project up first; once that is done it takes a second.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train test lint
+.PHONY: help setup demo demo-train bench-demo test lint
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -14,6 +14,9 @@ demo: setup ## run the demo: a policy drives a simulated arm over DDS (ARGS=... 
 
 demo-train: setup ## make the demo's checkpoint from nothing: expert, bags, dataset, training, evaluation
 	@tools/run.sh tools/demo_train.sh
+
+bench-demo: setup ## three training seeds of the demo, 20 unseen scenes and two controls each (after demo-train; an hour)
+	@tools/run.sh python test/bench_demo.py
 
 test: setup ## run the tests (ARGS=... are passed to pytest)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} tools/run.sh python -m pytest $(ARGS)

@@ -12,6 +12,7 @@ counts it in /diagnostics. With `publish_clock` stamps are the simulated time, w
 from __future__ import annotations
 
 import array
+import math
 import queue
 import signal
 import sys
@@ -89,14 +90,16 @@ class Due:
 
     def __init__(self, rate: float, tick_rate: float, phase: float = 0.0) -> None:
         """`rate` and `tick_rate` in Hz; `phase`, 0 to 1, is the share of a period by which it is early."""
-        self._rate, self._tick_rate, self._phase = rate, tick_rate, phase
+        self._rate, self._tick_rate, self._phase = min(rate, tick_rate), tick_rate, phase
         self._tick = 0
 
     def __call__(self) -> bool:
         """Whether the present tick is one of them, each call being the next tick."""
-        periods = self._tick * self._rate / self._tick_rate + self._phase
         self._tick += 1
-        return periods % 1.0 < self._rate / self._tick_rate
+        return self._periods(self._tick) > self._periods(self._tick - 1)
+
+    def _periods(self, tick: int) -> int:
+        return math.floor((tick - 1) * self._rate / self._tick_rate + self._phase)
 
 
 class Pacer:

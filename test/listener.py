@@ -1,0 +1,89 @@
+"""A node in the test's own process that keeps what it hears, sends what it is told, and calls services."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rclpy
+from builtin_interfaces.msg import Duration
+from rcl_interfaces.srv import SetParameters
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import qos_profile_sensor_data
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from dit_policy_ros.nodes.processes import Child
+
+
+class Listener:
+    """`heard[topic]` grows with each message; waits end as soon as their condition holds or `child` dies."""
+
+    def __init__(self, child: Child, topics: dict[str, type], namespace: str = "/") -> None:
+        self.heard: dict[str, list[Any]] = defaultdict(list)
+        self.child = child
+        self._context = Context()
+        rclpy.init(context=self._context)
+        self.node = Node("listener", context=self._context, namespace=namespace)
+        for topic, kind in topics.items():
+            self.node.create_subscription(kind, topic, self.heard[topic].append, qos_profile_sensor_data)
+        self._publishers: dict[str, Any] = {}
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._running = True
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        while self._running:
+            self._executor.spin_once(timeout_sec=0.05)
+
+    def close(self) -> None:
+        self._running = False
+        self._thread.join()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+    def wait(self, condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:
+        """The condition's value once it is true."""
+        deadline = time.monotonic() + timeout
+        while not (value := condition()):
+            self.child.check()
+            assert time.monotonic() < deadline, f"not within {timeout} s: {what}\n{self.child.last_lines()}"
+            time.sleep(0.01)
+        return value
+
+    def next(self, topic: str, count: int = 1) -> list[Any]:
+        """The next `count` messages from now on; a message that is on its way may be the first."""
+        seen = len(self.heard[topic])
+        self.wait(lambda: len(self.heard[topic]) >= seen + count, f"{count} messages on {topic}")
+        return self.heard[topic][seen : seen + count]
+
+    def call(self, kind: type, name: str, request: Any) -> Any:
+        client = self.node.create_client(kind, name)
+        try:
+            self.wait(client.service_is_ready, f"the service {name}")
+            future = client.call_async(request)
+            self.wait(future.done, f"an answer from {name}")
+            return future.result()
+        finally:
+            self.node.destroy_client(client)
+
+    def set_parameter(self, node: str, name: str, value: Any) -> Any:
+        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+        return self.call(SetParameters, f"{node}/set_parameters", request).results[0]
+
+    def move(self, topic: str, joints: Sequence[str], positions: Sequence[float], seconds: float) -> None:
+        """Publish a trajectory of one point, with stamp zero."""
+        if topic not in self._publishers:
+            self._publishers[topic] = self.node.create_publisher(JointTrajectory, topic, 10)
+        publisher = self._publishers[topic]
+        self.wait(publisher.get_subscription_count, f"a controller on {topic}")
+        since = Duration(sec=int(seconds), nanosec=round(seconds % 1 * 1e9))
+        point = JointTrajectoryPoint(positions=list(positions), time_from_start=since)
+        publisher.publish(JointTrajectory(joint_names=list(joints), points=[point]))

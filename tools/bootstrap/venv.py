@@ -74,7 +74,8 @@ def install_packages(venv: Path, lists: list[Path], log: Path) -> None:
     broken = sorted(half_installed(site_packages(venv)))
     again = [option for name in broken for option in ("--reinstall-package", name)]
     files = [option for path in lists for option in ("-r", str(path))]
-    uv = [venv / "bin" / "uv", "pip", "install", "--python", venv / "bin" / "python", "--no-deps"]
+    # Compiled now, since where PYTHONDONTWRITEBYTECODE is set each node would compile torch anew, ten seconds a start.
+    uv = [venv / "bin" / "uv", "pip", "install", "--python", venv / "bin" / "python", "--no-deps", "--compile-bytecode"]
     command([*map(str, uv), *again, *files], log, NETWORK)
 
 

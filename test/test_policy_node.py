@@ -67,7 +67,7 @@ def is_stop(trajectory: JointTrajectory) -> bool:
 
 
 @pytest.fixture(scope="module")
-def robot(ros_domain: int) -> Iterator[object]:
+def robot() -> Iterator[object]:
 
     robot = Robot(Embodiment.load(EMBODIMENT))
     yield robot
@@ -125,9 +125,7 @@ def test_chunks_go_out_as_the_controller_wants_them(active) -> None:
 
 def test_positions_sent_are_near_the_arm_whatever_order_its_joints_come_in(active) -> None:
     robot = active
-    robot.positions |= {
-        name: 0.1 * number for number, name in enumerate(robot.embodiment.state.joints[:3], start=1)
-    }
+    robot.positions |= {name: 0.1 * number for number, name in enumerate(robot.embodiment.state.joints[:3], start=1)}
     measured = [robot.positions[name] for name in robot.embodiment.action_joints]
 
     def last_error() -> float:
@@ -229,9 +227,7 @@ def test_deactivate_ends_with_a_stop_and_then_silence(active) -> None:
     assert robot.transition("deactivate")
     answered = time.monotonic()
     sent = len(robot.trajectories)
-    stop = wait_for(
-        lambda: robot.trajectories[-1] if is_stop(robot.trajectories[-1]) else None, "a stop comes"
-    )
+    stop = wait_for(lambda: robot.trajectories[-1] if is_stop(robot.trajectories[-1]) else None, "a stop comes")
     assert list(stop.points[-1].velocities) == [0.0] * 7
     measured = [robot.positions[name] for name in robot.embodiment.action_joints]
     np.testing.assert_allclose(stop.points[-1].positions, measured, atol=0.01)
@@ -293,9 +289,7 @@ SPOILED = {
 
 
 @pytest.mark.timeout(180)
-def test_configure_fails_with_the_reason_and_leaves_the_node_unconfigured(
-    ros_domain: int, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_configure_fails_with_the_reason_and_leaves_the_node_unconfigured(checkpoint: Path, tmp_path: Path) -> None:
     """All cases at once, each in its own namespace: a process takes seconds to import torch."""
 
     embodiment = Embodiment.load(EMBODIMENT)
@@ -319,15 +313,12 @@ def test_configure_fails_with_the_reason_and_leaves_the_node_unconfigured(
 
 
 @pytest.mark.timeout(240)
-def test_signals_stop_the_arm_and_end_with_zero_in_every_state(
-    ros_domain: int, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_signals_stop_the_arm_and_end_with_zero_in_every_state(checkpoint: Path, tmp_path: Path) -> None:
 
     embodiment = Embodiment.load(EMBODIMENT)
     cases = [(state, number) for state in TRANSITIONS for number in (signal.SIGINT, signal.SIGTERM)]
     children = [
-        start_node(tmp_path / f"{index}.log", f"/signal{index}", checkpoint=checkpoint)
-        for index in range(len(cases))
+        start_node(tmp_path / f"{index}.log", f"/signal{index}", checkpoint=checkpoint) for index in range(len(cases))
     ]
     for index, ((state, number), child) in enumerate(zip(cases, children, strict=True)):
         robot = Robot(embodiment, f"/signal{index}")
@@ -342,9 +333,7 @@ def test_signals_stop_the_arm_and_end_with_zero_in_every_state(
             assert child.wait(20) == 0, (state, number)
             assert "Traceback" not in child.log.read_text()
             if state == "active":
-                stop = wait_for(
-                    lambda robot=robot: is_stop(robot.trajectories[-1]), "the last message is a stop"
-                )
+                stop = wait_for(lambda robot=robot: is_stop(robot.trajectories[-1]), "the last message is a stop")
                 assert stop
             else:
                 assert robot.trajectories == []

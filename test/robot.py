@@ -134,7 +134,7 @@ class Robot:
 
     # --- what the robot asks of the policy node ----------------------------------------------------------------------
 
-    def call(self, kind: type, name: str, request: object, timeout: float = 30.0) -> object:
+    def call(self, kind: type, name: str, request: object, timeout: float = 90.0) -> object:
         client = self.node.create_client(kind, name)
         try:
             wait_for(client.service_is_ready, f"service {name} appears", timeout)

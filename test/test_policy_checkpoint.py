@@ -12,6 +12,7 @@ import pytest
 import torch
 from policy_fixtures import INSTRUCTIONS, demo_config, make_batch, make_stats, randomize
 from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from dit_policy_ros.policy import checkpoint
 from dit_policy_ros.policy.checkpoint import CheckpointError, load_checkpoint, load_config, save_checkpoint
@@ -20,19 +21,15 @@ from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
 
 EMBODIMENT = "name: arm\nfps: 10\n"
-VISION = ClipVisionConfig(
-    resize_shape=(36, 36),
-    crop_shape=(32, 32),
-    backbone_config={
-        "hidden_size": 24,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
-        "hidden_act": "gelu",
-    },
-)
+TINY_VIT = {
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_act": "gelu",
+}
 
 
 def make_policy(folder: Path, vision=None) -> MultitaskDiTPolicy:
@@ -97,8 +94,13 @@ def test_saving_again_is_the_same_and_replaces(policy, folder):
 
 
 def test_clip_vision_is_rebuilt_from_its_stored_configuration(tmp_path):
-    policy = make_policy(tmp_path / "tiny_clip", VISION)
+    backbone = tmp_path / "backbone"
+    CLIPVisionModel(CLIPVisionConfig(**TINY_VIT)).save_pretrained(backbone)
+    vision = ClipVisionConfig(resize_shape=(36, 36), crop_shape=(32, 32), backbone=str(backbone))
+    policy = make_policy(tmp_path / "tiny_clip", vision)
     save_checkpoint(tmp_path / "checkpoint", policy, EMBODIMENT, "")
+    shutil.rmtree(backbone)
+    assert policy.config.observation_encoder.vision.backbone_config is None  # saving changes nothing
     loaded = load_checkpoint(tmp_path / "checkpoint")
     stored = loaded.config.observation_encoder.vision.backbone_config
     assert (stored["hidden_act"], stored["patch_size"]) == ("gelu", 8)

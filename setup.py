@@ -10,7 +10,7 @@ SHARE = Path("share") / NAME
 
 def files(folder: str, pattern: str) -> tuple[str, list[str]]:
     """The files of one folder as an entry of data_files, kept in the same folder under share/."""
-    return str(SHARE / folder), sorted(str(path) for path in Path(folder).glob(pattern))
+    return str(SHARE / folder), sorted(str(path) for path in Path(folder).glob(pattern) if path.is_file())
 
 
 setup(
@@ -28,6 +28,8 @@ setup(
         files("launch", "*.launch.py"),
         files("config", "*.yaml"),
         files("config/embodiments", "*.yaml"),
+        files("checkpoints/demo", "*"),
+        files("checkpoints/demo/tokenizer", "*"),
     ],
     install_requires=[
         "draccus",

@@ -1,7 +1,8 @@
-"""Starts the simulated arm and, given a checkpoint, the policy that drives it.
+"""Starts the simulated arm and the policy that drives it, that of the demo unless another checkpoint is given.
 
-    ros2 launch dit_policy_ros sim.launch.py checkpoint:=/path/to/checkpoint
-    ros2 service call /set_instruction ... # see the README
+    ros2 launch dit_policy_ros sim.launch.py
+    ros2 service call /dit_policy/set_instruction dit_policy_msgs/srv/SetInstruction \\
+        "{instruction: push the red block over the line}"
 
 With `use_sim_time` the simulator publishes /clock and the policy follows it.
 """
@@ -21,14 +22,18 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         "params_file",
         default_value=PathJoinSubstitution([SHARE, "config", "sim.yaml"]),
-        description="YAML file of the simulator's parameters, and of the policy's where it names them.",
+        description="YAML file of parameters, the simulator's and, where it names them, the policy's.",
     ),
     DeclareLaunchArgument(
         "embodiment",
         default_value=PathJoinSubstitution([SHARE, "config", "embodiments", "sim_arm.yaml"]),
         description="Embodiment YAML of the arm.",
     ),
-    DeclareLaunchArgument("checkpoint", default_value="", description="Checkpoint folder. Empty: the simulator alone."),
+    DeclareLaunchArgument(
+        "checkpoint",
+        default_value=PathJoinSubstitution([SHARE, "checkpoints", "demo"]),
+        description="Checkpoint folder. Empty: the simulator alone.",
+    ),
     DeclareLaunchArgument("use_sim_time", default_value="false", description="Publish and follow /clock."),
     DeclareLaunchArgument("autostart", default_value="true", description="Configure and activate the policy."),
     DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal."),

@@ -45,7 +45,7 @@ def inputs(root: Path) -> tuple[list[Path], list[Path]]:
         *(root / "msg").rglob("*.srv"),
         root / "colcon_defaults.yaml",
     ]
-    names = [*(root / "launch").rglob("*.py"), *(root / "config").rglob("*.yaml")]
+    names = [*(root / "launch").rglob("*.py"), *(root / "config").rglob("*.yaml"), *(root / "checkpoints").rglob("*")]
     return [path for path in contents if path.is_file()], names
 
 

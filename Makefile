@@ -12,8 +12,8 @@ setup: ## set up: Python 3.12, packages, the colcon build, graphics
 demo: setup ## run the demo: a policy drives a simulated arm over DDS (ARGS=... are passed on)
 	@tools/run.sh python -m dit_policy_ros.nodes.demo $(ARGS)
 
-demo-train: setup ## make the demo's checkpoint from nothing: expert, bags, dataset, training, evaluation
-	@tools/run.sh tools/demo_train.sh
+demo-train: setup ## make the demo's checkpoint: expert, bags, dataset, training, evaluation (ARGS go to training)
+	@tools/run.sh tools/demo_train.sh $(ARGS)
 
 bench-demo: setup ## three training seeds of the demo, 20 unseen scenes and two controls each (after demo-train; an hour)
 	@tools/run.sh python test/bench_demo.py

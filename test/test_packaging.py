@@ -100,7 +100,7 @@ class TestRequirements:
 class TestPip:
     @pytest.fixture(scope="class")
     def installed(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """Both Python packages, installed by pip alone from a copy (pip leaves a build folder behind), without a network."""
+        """Both packages, installed by pip alone from a copy (pip leaves a build folder behind), without a network."""
         copy, target = tmp_path_factory.mktemp("sources") / "repository", tmp_path_factory.mktemp("installed")
         skip = shutil.ignore_patterns(
             ".*", "build", "install", "log", "outputs", "*.egg-info", "__pycache__", "test", "docs"

@@ -1,29 +1,32 @@
 #!/usr/bin/env bash
-# The demo's checkpoint from nothing: expert, bags, dataset, training, evaluation. Run by `make demo-train`.
-# SEED=1 make demo-train trains with another seed. The result is outputs/demo-train/seed$SEED/checkpoints/last.
+# Makes the demo's checkpoint from nothing, and judges it as the demo does; only one that passes takes the old one's place.
+# Arguments go to the training, such as --seed=1. EPISODES is the number of expert episodes.
 set -eu
-seed=${SEED:-0}
-out=outputs/demo-train
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+work=outputs/demo-train
 
-started=$SECONDS
-stage() { printf '\n== %s (after %d s)\n' "$1" "$((SECONDS - started))"; }
+part() {
+    echo
+    echo "== $1 ($((SECONDS / 60)) min $((SECONDS % 60)) s since the start)"
+    shift
+    "$@"
+}
 
-stage "1/5 the expert is recorded into bags"
-python -m dit_policy_ros.sim.record --output="$out/bags" --episodes=150 --seed=1000 --overwrite
+mkdir -p "$work"
+part "Expert: episodes recorded as bags" \
+    python -m dit_policy_ros.sim.record --output="$work/bags" --episodes="${EPISODES:-150}" --overwrite
+part "Dataset: bags converted" \
+    python -m dit_policy_training.convert --bags="$work/bags" --embodiment=config/embodiments/sim_arm.yaml \
+    --output="$work/dataset" --overwrite=true
+part "Words: a CLIP text tower" \
+    python -m dit_policy_ros.policy.tiny_clip --output="$work/tiny_clip"
+part "Policy: training" \
+    python -m dit_policy_training.train --config_path=config/training/demo.yaml --dataset_path="$work/dataset" \
+    --output_dir="$work/train" --overwrite=true "$@"
+part "Evaluation: 20 unseen episodes" \
+    python -m dit_policy_ros.nodes.demo --checkpoint="$work/train/checkpoints/last" --output="$work/evaluation"
 
-stage "2/5 the bags become a dataset"
-# The simulated controller was told to go on from its last reference, as chunks need; so is the one that is recomputed here.
-python -m dit_policy_training.convert --bags="$out/bags" --embodiment=config/embodiments/sim_arm.yaml \
-    --output="$out/dataset" --overwrite=true --controller.interpolate_from_desired_state=true
-
-stage "3/5 a small text tower with the task's words"
-python -m dit_policy_ros.policy.tiny_clip --output="$out/tiny_clip"
-
-stage "4/5 training"
-python -m dit_policy_training.train --config=config/training/demo.yaml --dataset_path="$out/dataset" \
-    --output_dir="$out/seed$seed" --overwrite=true --seed="$seed"
-
-stage "5/5 evaluation: unseen scenes, node and simulator over DDS, real time"
-python -m dit_policy_ros.nodes.demo --checkpoint="$out/seed$seed/checkpoints/last" --output="$out/seed$seed/demo"
-
-stage "done"
+rm -rf checkpoints/demo
+mkdir -p checkpoints
+cp -rL "$work/train/checkpoints/last" checkpoints/demo
+echo "checkpoints/demo: new, after $((SECONDS / 60)) min $((SECONDS % 60)) s, $(du -sh checkpoints/demo | cut -f1)"

@@ -1,0 +1,46 @@
+"""Command lines of this package: draccus dataclasses as `--key=value`, and errors in words instead of tracebacks."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import draccus
+from draccus.utils import DraccusException
+
+
+def parse[T](config_class: type[T], args: Sequence[str] | None = None, prog: str | None = None) -> T:
+    """The configuration that `args` (default: the command line) describe; `--config` is short for `--config_path`.
+
+    Exits with status 2 and one message on an unknown key, a wrong type or a file that is not there.
+    """
+    given = [_long_form(arg) for arg in (sys.argv[1:] if args is None else args)]
+    try:
+        return draccus.parse(config_class, args=given, prog=prog)
+    except (DraccusException, OSError) as error:
+        print(f"error: {_reasons(error)}\n(--help lists every option)", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run[T](program: Callable[[T], int], config_class: type[T], prog: str) -> int:
+    """Exit status of a program: an error that its message explains is printed, and gives 1."""
+    config = parse(config_class, prog=prog)
+    try:
+        return program(config)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _reasons(error: BaseException | None) -> str:
+    reasons = []
+    while error is not None:
+        reasons.append(str(error))
+        error = error.__cause__
+    return ": ".join(reasons)
+
+
+def _long_form(arg: str) -> str:
+    name, equals, value = arg.partition("=")
+    return f"--config_path{equals}{value}" if name == "--config" else arg

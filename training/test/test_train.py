@@ -1,0 +1,313 @@
+"""Training runs of a tiny policy on the toy robot's dataset."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import draccus
+import numpy as np
+import pytest
+import torch
+from dit_policy_training import cli
+from dit_policy_training.dataset import FrameCache, Windows, gather, load_table
+from dit_policy_training.diagnose import DiagnoseConfig, diagnose
+from dit_policy_training.optimization import Ema, OptimizerConfig, SchedulerConfig, lr_factor
+from dit_policy_training.train import TrainConfig, Trainer
+from rich.console import Console
+from torch import nn
+
+from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.policy.checkpoint import load_checkpoint
+from dit_policy_ros.policy.configuration import (
+    ClipTextConfig,
+    FlowMatchingConfig,
+    ObservationEncoderConfig,
+    PolicyConfig,
+    ResNetConfig,
+    TransformerConfig,
+)
+from dit_policy_ros.policy.tiny_clip import make_tiny_clip
+
+ROOT = Path(__file__).parents[2]
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_clip")
+    make_tiny_clip(folder, ["push the red block", "push the blue block"], hidden_size=16, num_layers=1)
+    return folder
+
+
+@pytest.fixture
+def config(dataset: Path, tmp_path: Path, text_model: Path) -> TrainConfig:
+    vision = ResNetConfig(
+        resize_shape=(16, 16), random_shift=0, stem_channels=8, widths=(8,), num_keypoints=4, norm_groups=4
+    )
+    return TrainConfig(
+        dataset_path=dataset,
+        output_dir=tmp_path / "run",
+        batch_size=8,
+        train_steps=20,
+        save_freq=1000,
+        log_freq=5,
+        device="cpu",
+        ema_decay=0.9,
+        optimizer=OptimizerConfig(lr=3e-3),
+        scheduler=SchedulerConfig(warmup_steps=5),
+        policy=PolicyConfig(
+            n_obs_steps=2,
+            horizon=8,
+            n_action_steps=4,
+            action_mode="relative",
+            observation_encoder=ObservationEncoderConfig(vision, ClipTextConfig(str(text_model))),
+            transformer=TransformerConfig(hidden_dim=16, num_layers=1, num_heads=2, timestep_embed_dim=16, dropout=0.0),
+            objective=FlowMatchingConfig(denoising_steps=4),
+        ),
+    )
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_leaves_a_checkpoint_that_predicts(
+    config: TrainConfig, dataset: Path, embodiment: Embodiment, no_network: None
+) -> None:
+    config = replace(config, train_steps=120, save_freq=80)
+    folder = Trainer(config, QUIET).train()
+    rows = rows_of(config.output_dir)
+    assert [row["step"] for row in rows] == list(range(5, 121, 5))
+    loss = [row["loss"] for row in rows]
+    assert np.mean(loss[-5:]) < 0.5 * loss[0]
+    assert (config.output_dir / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    checkpoints = config.output_dir / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["000080", "000120", "last"]
+    assert (checkpoints / "last").resolve() == folder
+
+    policy = load_checkpoint(checkpoints / "last")
+    assert policy.config.tasks == ["push the red block", "push the blue block"]
+    assert policy.config.action_state_indices == [1, 0]
+    assert list(policy.config.cameras) == ["observation.images.side", "observation.images.hand"]
+    assert Embodiment.load(checkpoints / "last" / "embodiment.yaml") == embodiment
+    table = load_table(dataset)
+    cache = FrameCache(table)
+    cache.fill()
+    batch = gather(Windows(table, 2, 8), cache, np.arange(len(table)))
+    predicted = policy.predict_chunk(batch, generator=torch.Generator().manual_seed(0))
+    assert predicted.shape == (len(table), 7, 2)
+    keep = ~batch["action_is_pad"][:, 1:]
+    error = (predicted - batch["action"][:, 1:]).abs()[keep].mean()
+    standing_still = (batch["observation.state"][:, -1:, [1, 0]] - batch["action"][:, 1:]).abs()[keep].mean()
+    assert error < 0.7 * standing_still
+    card = (checkpoints / "last" / "model_card.md").read_text()
+    for expected in ("3 episodes", "`push the blue block`: 1", "turn, lift", "side 48x32", "steps: 120 of 120"):
+        assert expected in card
+
+
+def test_the_average_of_the_weights_is_what_is_saved(config: TrainConfig) -> None:
+    trainer = Trainer(config, QUIET)
+    saved = load_checkpoint(trainer.train()).state_dict()
+    live = trainer.policy.state_dict()
+    trained = {name for name, weight in trainer.policy.named_parameters() if weight.requires_grad}
+    differing = {name for name in live if not torch.equal(saved[name], live[name])}
+    assert differing <= trained
+    assert len(differing) > len(trained) / 2
+
+    raw = Trainer(replace(config, ema_decay=0.0, output_dir=config.output_dir.with_name("raw")), QUIET)
+    saved = load_checkpoint(raw.train()).state_dict()
+    assert all(torch.equal(saved[name], weight) for name, weight in raw.policy.state_dict().items())
+
+
+def test_ema_is_the_recurrence_it_says() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 1.0)
+    ema, expected = Ema(model, 0.5), 1.0
+    for n in range(1, 12):
+        nn.init.constant_(model.weight, float(n))
+        ema.update()
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * n
+    with ema.applied():
+        assert model.weight.item() == pytest.approx(expected)
+    assert model.weight.item() == 11.0
+
+
+def test_schedule() -> None:
+    cosine = SchedulerConfig("cosine", warmup_steps=10)
+    assert [lr_factor(cosine, step, 110) for step in (0, 4, 9, 10, 60, 110)] == pytest.approx([0.1, 0.5, 1, 1, 0.5, 0])
+    constant = SchedulerConfig("constant", warmup_steps=0)
+    assert [lr_factor(constant, step, 110) for step in (0, 50, 109)] == [1, 1, 1]
+
+
+def test_the_same_seed_gives_the_same_losses(config: TrainConfig) -> None:
+    def losses(seed: int, name: str) -> list[float]:
+        run = replace(config, seed=seed, output_dir=config.output_dir / name, train_steps=10)
+        Trainer(run, QUIET).train()
+        return [row["loss"] for row in rows_of(run.output_dir)]
+
+    assert losses(1, "a") == losses(1, "b") != losses(2, "c")
+
+
+def test_starting_from_a_checkpoints_weights(config: TrainConfig) -> None:
+    first = Trainer(replace(config, train_steps=40), QUIET)
+    checkpoint = first.train()
+    again = replace(config, checkpoint_path=checkpoint, output_dir=config.output_dir.with_name("again"))
+    second = Trainer(again, QUIET)
+    started = {name: weight.clone() for name, weight in second.policy.state_dict().items()}
+    saved = load_checkpoint(checkpoint).state_dict()
+    assert all(torch.equal(started[name], weight) for name, weight in saved.items())
+    second.train()
+    assert rows_of(again.output_dir)[0]["loss"] < rows_of(config.output_dir)[0]["loss"]
+
+    wider = replace(config.policy, transformer=replace(config.policy.transformer, hidden_dim=32))
+    with pytest.raises(ValueError, match=r"(?s)another architecture .*size mismatch"):
+        Trainer(replace(again, policy=wider, output_dir=config.output_dir.with_name("wider")), QUIET)
+
+
+def test_pictures_are_streamed_where_the_cache_does_not_fit(config: TrainConfig) -> None:
+    run = replace(config, cache_limit_gb=0.0, num_workers=0, train_steps=3, log_freq=1)
+    Trainer(run, QUIET).train()
+    cached = replace(run, cache_limit_gb=1.0, output_dir=config.output_dir.with_name("cached"))
+    Trainer(cached, QUIET).train()
+    streamed_loss, cached_loss = ([row["loss"] for row in rows_of(r.output_dir)] for r in (run, cached))
+    # Only the rounding of scaled pictures in the cache lies between them.
+    assert streamed_loss == pytest.approx(cached_loss, rel=1e-2)
+
+
+def test_command_line_over_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("dataset_path: data\noutput_dir: out\nbatch_size: 7\npolicy: {horizon: 20, n_obs_steps: 3}\n")
+    for flag in ("--config", "--config_path"):
+        config = cli.parse(
+            TrainConfig,
+            [
+                f"{flag}={file}",
+                "--policy.horizon=24",
+                "--policy.objective.type=flow_matching",
+                "--policy.observation_encoder.vision.type=resnet",
+                "--policy.observation_encoder.vision.resize_shape=[32,40]",
+                "--policy.transformer.num_layers=3",
+                "--optimizer.type=adam",
+            ],
+        )
+        assert (config.batch_size, config.policy.n_obs_steps, config.policy.horizon) == (7, 3, 24)
+        assert isinstance(config.policy.objective, FlowMatchingConfig)
+        assert config.policy.observation_encoder.vision.resize_shape == (32, 40)
+        assert (config.policy.transformer.num_layers, config.optimizer.type) == (3, "adam")
+        assert config.policy.n_action_steps == PolicyConfig().n_action_steps
+
+
+@pytest.mark.parametrize("preset", sorted(path.name for path in (ROOT / "config" / "training").glob("*.yaml")))
+def test_presets_are_valid(preset: str, dataset: Path) -> None:
+    config = cli.parse(
+        TrainConfig,
+        [f"--config={ROOT / 'config/training' / preset}", f"--dataset_path={dataset}", "--output_dir=x"],
+    )
+    table = load_table(dataset)
+    config.validate()
+    replace(
+        config.policy,
+        input_features=table.input_features,
+        output_features=table.output_features,
+        action_state_indices=[1, 0],
+    ).validate()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--dataset_path=x", "--output_dir=y", "--batch_siz=3"], "batch_siz"),
+        (["--dataset_path=x", "--output_dir=y", "--batch_size=many"], "Couldn't parse 'many' into an int"),
+        (["--output_dir=y"], "Missing required field(s) `dataset_path`"),
+        (["--config=absent.yaml"], "absent.yaml"),
+        (["--dataset_path=x", "--output_dir=y", "--policy.objective.type=gan"], "gan"),
+    ],
+)
+def test_bad_arguments_are_told_in_words(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.parse(TrainConfig, args)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(config: TrainConfig, tmp_path: Path) -> None:
+    bad = replace(config, batch_size=0, ema_decay=1.0, optimizer=OptimizerConfig(lr=0.0))
+    with pytest.raises(ValueError, match=r"batch_size must.*\n.*ema_decay must.*\n.*optimizer\.lr must"):
+        Trainer(bad, QUIET)
+    with pytest.raises(ValueError, match=r"absent is not a LeRobotDataset"):
+        Trainer(replace(config, dataset_path=tmp_path / "absent"), QUIET)
+    with pytest.raises(ValueError, match=r"n_action_steps 9 exceeds"):
+        Trainer(replace(config, policy=replace(config.policy, n_action_steps=9)), QUIET)
+    assert not config.output_dir.exists()
+    (config.output_dir / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"holds a run; choose another output_dir or give --overwrite=true"):
+        Trainer(config, QUIET)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(config: TrainConfig) -> None:
+    trainer = Trainer(replace(config, log_freq=1), QUIET)
+    with torch.no_grad():
+        next(trainer.policy.noise_predictor.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"the loss is nan at step 1: lower optimizer\.lr"):
+        trainer.train()
+    assert not (config.output_dir / "checkpoints").exists()
+
+
+def test_sigterm_saves_and_stops(config: TrainConfig) -> None:
+    trainer = Trainer(replace(config, train_steps=100_000, log_freq=1), QUIET)
+    before = signal.getsignal(signal.SIGTERM)
+    step = trainer._train_step
+
+    def step_and_signal(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        if trainer._step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(batch)
+
+    trainer._train_step = step_and_signal
+    assert trainer.train().name == "000003"
+    assert [row["step"] for row in rows_of(config.output_dir)] == [1, 2, 3]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_saves_and_stops(config: TrainConfig) -> None:
+    """In a process of its own, as a user has it."""
+    file = config.output_dir.with_name("settings.yaml")
+    file.write_text(draccus.dump(replace(config, train_steps=100_000)))
+    command = [sys.executable, "-c", "from dit_policy_training.train import main; raise SystemExit(main())"]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "training"), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [*command, f"--config={file}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    metrics = config.output_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    shown, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert "Traceback" not in error
+    assert "stopped at step" in shown
+    load_checkpoint(config.output_dir / "checkpoints" / "last")
+
+
+def test_diagnosis_measures_what_a_policy_attends_to(config: TrainConfig, dataset: Path) -> None:
+    policy = load_checkpoint(Trainer(config, QUIET).train())
+    with torch.no_grad():  # deaf, and blind on one eye
+        policy.observation_encoder.text_encoder.projection.weight.zero_()
+    answers = {a.asked: a for a in diagnose(policy, load_table(dataset), DiagnoseConfig(Path(), dataset))}
+    assert list(answers) == ["as recorded", "another instruction (1)", "side blank", "hand blank"]
+    assert answers["as recorded"].change == 0
+    assert answers["another instruction (1)"].change == 0
+    assert answers["another instruction (1)"].error == answers["as recorded"].error > 0
+    assert answers["side blank"].change > 0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from dit_policy_msgs.msg import ActionChunk, SceneState
 from dit_policy_msgs.srv import ResetScene
 from lifecycle_msgs.msg import Transition
@@ -55,11 +56,13 @@ class Operator:
         self._transitions = self._node.create_client(ChangeState, "dit_policy/change_state")
         self._node.create_subscription(JointState, "joint_states", self._on_joints, qos_profile_sensor_data)
         self._node.create_subscription(SceneState, "scene_state", self._on_scene, 10)
+        self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._node.create_subscription(ActionChunk, "dit_policy/action_chunk", self._on_chunk, 100)
         self._joints: dict[str, float] = {}
         self._scene = SceneState()
         self._scenes = 0
         self._episode: Episode | None = None
+        self.simulation_lost = 0.0  # s that the simulator fell behind real time, since it started
 
     def close(self) -> None:
         """Leave the graph."""
@@ -72,16 +75,17 @@ class Operator:
         self._change_state(Transition.TRANSITION_CONFIGURE, "configure", _START_UP_S)
 
     def run(self, episode: Episode, target: str, progress: Callable[[], None]) -> None:
-        """Run one episode to its verdict, filling `episode` in. `progress` is called as it goes on."""
+        """Run one episode to its verdict, filling `episode` in. `progress` is called as it goes on.
+
+        The policy is inactive before and after, so that no motion is carried over into another scene.
+        """
         self._instruction.publish(String(data=episode.instruction))
         self._reset_scene(episode.seed)
         self._episode = episode
         self._change_state(Transition.TRANSITION_ACTIVATE, "activate")
-        try:
-            self._watch(episode, target, progress)
-        finally:
-            self._change_state(Transition.TRANSITION_DEACTIVATE, "deactivate")
-            self._episode = None
+        self._watch(episode, target, progress)
+        self._change_state(Transition.TRANSITION_DEACTIVATE, "deactivate")
+        self._episode = None
 
     def _watch(self, episode: Episode, target: str, progress: Callable[[], None]) -> None:
         began_ns = stamp_ns(self._scene)
@@ -145,6 +149,12 @@ class Operator:
     def _on_scene(self, message: SceneState) -> None:
         self._scene = message
         self._scenes += 1
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            for pair in status.values:
+                if pair.key == "lost_s":
+                    self.simulation_lost = float(pair.value)
 
     def _on_chunk(self, message: ActionChunk) -> None:
         episode = self._episode

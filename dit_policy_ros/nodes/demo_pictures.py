@@ -106,8 +106,9 @@ def _cell(render: Render, episode: Episode) -> Image.Image:
     draw = ImageDraw.Draw(cell)
     if episode.trace:
         cell.paste(_picture(render(episode.trace[-1], "overview"), _CELL), (0, 0))
-        _paste_framed(cell, _table(render(episode.trace[0], "overview")), (8, 8))
-        draw.text((14, 13), "start", _INK, _font(11))
+        start = _table(render(episode.trace[0], "overview"))
+        _paste_framed(cell, start, (8, 8))
+        draw.text((14, 5 + start.height), "start", _INK, _font(11), anchor="ls")
     mark, colour = _verdict(episode)
     draw.rectangle((0, _CELL[1], 5, _CELL[1] + _STRIP), _colour_of(episode.instruction))
     draw.text((16, _CELL[1] + 16), episode.instruction, _INK, _font(14), anchor="lm")

@@ -49,7 +49,7 @@ class Listener:
         self.node.destroy_node()
         rclpy.shutdown(context=self._context)
 
-    def wait(self, condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str, timeout: float = 60.0) -> Any:
         """The condition's value once it is true."""
         deadline = time.monotonic() + timeout
         while not (value := condition()):

@@ -14,10 +14,11 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -132,6 +133,22 @@ def children(options: argparse.Namespace, stack: ExitStack) -> list[Child]:
     return started
 
 
+@contextmanager
+def noted_signals() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM set the event and do no more, until the block ends.
+
+    An exception raised between any two instructions may come where Python swallows it (after a fork, in a destructor),
+    and the demo would go on; or where a process has been started and nobody knows yet that it must be stopped.
+    """
+    noted = threading.Event()
+    before = {number: signal.signal(number, lambda *_: noted.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run_episodes(options: argparse.Namespace, console: Console) -> tuple[list[Episode], dict[str, Any]]:
     """All episodes, and what they cost.
 
@@ -140,8 +157,9 @@ def run_episodes(options: argparse.Namespace, console: Console) -> tuple[list[Ep
     """
     with ExitStack() as stack:
         began = time.monotonic()
+        interrupted = stack.enter_context(noted_signals())
         processes = children(options, stack)
-        operator = Operator(processes)
+        operator = Operator(processes, interrupted.is_set)
         stack.callback(operator.close)
         with console.status("starting the simulator, loading the policy"):
             operator.prepare()
@@ -161,13 +179,17 @@ def run_episodes(options: argparse.Namespace, console: Console) -> tuple[list[Ep
             for child, before in zip(processes, used, strict=True)
         }
         cost = {"seconds": round(end - began, 1), "cpu_cores": cores, "simulation_lost_s": operator.simulation_lost}
+    if interrupted.is_set():
+        raise KeyboardInterrupt
     return episodes, cost
 
 
 def write_pictures(options: argparse.Namespace, episodes: Sequence[Episode], title: str, console: Console) -> None:
     """`contact_sheet.png` of all episodes, and `demo.mp4` of the first few."""
     portraits, film = Studio(shadows=2048, samples=4), Studio(shadows=1024, samples=0)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ExitStack() as stack:
+        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        stack.callback(pool.shutdown, cancel_futures=True)
         with console.status("drawing the contact sheet"):
             sheet = contact_sheet(episodes, portraits.render, title, pool.map)
         sheet.save(options.output / "contact_sheet.png")
@@ -244,11 +266,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 if the bars hold, 1 if not or if the demo could not be run, 130 when interrupted."""
     options = parse(arguments)
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         return run(options)
     except (DemoError, ChildDied, OffscreenError) as error:

@@ -45,8 +45,10 @@ class Operator:
     so callbacks and code never run at the same time.
     """
 
-    def __init__(self, children: Sequence[Child]) -> None:
+    def __init__(self, children: Sequence[Child], interrupted: Callable[[], bool] = lambda: False) -> None:
+        """`interrupted` is asked in every wait; once it is true, KeyboardInterrupt is raised."""
         self._children = children
+        self._interrupted = interrupted
         self._node = rclpy.create_node("operator")
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
@@ -136,6 +138,8 @@ class Operator:
     def _wait(self, until: Callable[[], bool], what: str, seconds: float = _ANSWER_S) -> None:
         deadline = time.monotonic() + seconds
         while not until():
+            if self._interrupted():
+                raise KeyboardInterrupt
             for child in self._children:
                 child.check()
             if time.monotonic() > deadline:

@@ -16,9 +16,9 @@ from dit_policy_ros.runtime.trajectory import Point
 class ControllerOptions:
     """The parameters, with the defaults, of the joint_trajectory_controller that the recorded commands went to."""
 
-    interpolate_from_desired_state: bool = False
-    allow_partial_joints_goal: bool = False
-    allow_nonzero_velocity_at_trajectory_end: bool = False
+    interpolate_from_desired_state: bool = False  # a new command starts from the last reference, not the measured arm
+    allow_partial_joints_goal: bool = False  # joints left out of a command stay where they are
+    allow_nonzero_velocity_at_trajectory_end: bool = False  # else such a command is refused
 
 
 class CommandError(ValueError):

@@ -62,6 +62,7 @@ def sample_rows(messages: Iterable[BagMessage], embodiment: Embodiment, controll
 class _Sampler:
     def __init__(self, embodiment: Embodiment, controller: ControllerOptions):
         self._embodiment = embodiment
+        self._streams = len(topics_of(embodiment))
         self._period_ns = 1e9 / embodiment.fps
         self._observations = ObservationBuffer(embodiment, n_obs_steps=1)
         self._commands = CommandedPositions(embodiment, controller)
@@ -110,7 +111,7 @@ class _Sampler:
     def rows_until(self, now_ns: int) -> Iterator[Row]:
         """The ticks that no message received from `now_ns` on can change: every stream is past them, and so is
         the instant of their action."""
-        while self._started:
+        while len(self._first_ns) == self._streams:
             tick_ns = self._tick_ns(self._ticks)
             action_ns = self._tick_ns(self._ticks + 1)
             reached_ns = self._observations.newest_common_ns()
@@ -123,10 +124,6 @@ class _Sampler:
                 action=self._commands.at(action_ns),
             )
             self._ticks += 1
-
-    @property
-    def _started(self) -> bool:
-        return len(self._first_ns) == len(topics_of(self._embodiment))
 
     def _tick_ns(self, k: int) -> int:
         return max(self._first_ns.values()) + round(k * self._period_ns)

@@ -20,8 +20,8 @@ class OptimizerConfig:
     """AdamW (arXiv 1711.05101) or Adam. The vision encoders learn at lr times their `lr_multiplier`."""
 
     type: Literal["adamw", "adam"] = "adamw"
-    lr: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.95)
+    lr: float = 3e-4  # the highest of the schedule
+    betas: tuple[float, float] = (0.9, 0.95)  # decay of the mean and of the square of the gradient
     weight_decay: float = 1e-4
     grad_clip: float = 1.0  # largest norm of the gradient; 0 leaves it free
 
@@ -30,8 +30,8 @@ class OptimizerConfig:
 class SchedulerConfig:
     """Linear warm-up from 0, then constant or down to 0 along half a cosine (arXiv 1608.03983)."""
 
-    type: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = 200
+    type: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    warmup_steps: int = 200  # over which the rate rises
 
 
 def make_optimizer(config: OptimizerConfig, policy: MultitaskDiTPolicy) -> Optimizer:

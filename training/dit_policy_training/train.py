@@ -51,20 +51,20 @@ class TrainConfig:
     """A training run. Of `policy`, the features, the tasks and action_state_indices are filled in from the dataset."""
 
     dataset_path: Path  # folder of a LeRobotDataset v3 with its embodiment.yaml
-    output_dir: Path
+    output_dir: Path  # new, or see overwrite
     overwrite: bool = False  # train into an output_dir that holds checkpoints already
-    batch_size: int = 64
-    train_steps: int = 30000
+    batch_size: int = 64  # observations a step
+    train_steps: int = 30000  # optimizer steps
     num_workers: int = 2  # processes that decode pictures, if they do not fit into cache_limit_gb
     cache_limit_gb: float = 4.0  # memory for decoded pictures
     num_threads: int = 0  # of torch on the CPU; 0 leaves the choice to torch
-    save_freq: int = 5000
-    log_freq: int = 20
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    save_freq: int = 5000  # steps from checkpoint to checkpoint
+    log_freq: int = 20  # steps that a row of metrics.jsonl is the mean of
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # cpu, cuda, cuda:1, ...
     use_amp: bool = False  # matrix products in bfloat16
-    seed: int = 0
+    seed: int = 0  # of the weights, the order of samples and the noise
     checkpoint_path: Path | None = None  # weights to start from; the statistics stay this dataset's
-    ema_decay: float = 0.999
+    ema_decay: float = 0.999  # of the average of the weights, which is what is saved; 0: the last step's
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)

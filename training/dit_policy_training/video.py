@@ -31,11 +31,11 @@ class VideoOptions:
     pixels wide with the table. `gop` 2 makes any frame quick to reach.
     """
 
-    codec: str = "h264"
-    crf: int = 18
-    preset: str = "superfast"
-    pix_fmt: str = "yuv444p"
-    gop: int = 2
+    codec: str = "h264"  # or libsvtav1, hevc, auto (hardware, if there is any)
+    crf: int = 18  # lower is better and larger
+    preset: str = "superfast"  # the codec's name for its effort; a number for libsvtav1
+    pix_fmt: str = "yuv444p"  # yuv420p where a browser must play it
+    gop: int = 2  # frames from one whole picture to the next
 
     def encoder_config(self) -> RGBEncoderConfig:
         """The same in lerobot's terms; raises ValueError for what the codec does not know."""

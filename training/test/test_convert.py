@@ -19,7 +19,18 @@ from dit_policy_training.video import VideoEncoder, VideoOptions, _CameraVideo, 
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from rich.console import Console
 from scipy.interpolate import CubicHermiteSpline
-from toy_robot import JOINTS, START_NS, Recorded, messages, picture, position, trajectory, velocity, write_bag
+from toy_robot import (
+    JOINTS,
+    START_NS,
+    Recorded,
+    messages,
+    picture,
+    position,
+    trajectory,
+    velocity,
+    with_header_ns,
+    write_bag,
+)
 
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.runtime.messages import stamp_ns
@@ -55,9 +66,17 @@ def test_ticks_are_an_integer_grid_from_the_last_streams_start_to_the_end(embodi
     assert last_ns + PERIOD_NS > newest_ns or last_ns + 2 * PERIOD_NS > end_ns
 
 
-def test_a_tick_sees_the_newest_image_and_joints_stamped_before_it(embodiment: Embodiment) -> None:
-    recorded = messages(3.0)
-    for row in rows_of(recorded, embodiment):
+@pytest.mark.parametrize("delay_ns", [0, 180_000_000])
+def test_a_tick_sees_the_newest_image_and_joints_stamped_before_it(embodiment: Embodiment, delay_ns: int) -> None:
+    """Also where a camera's images arrive later than the tick after them."""
+
+    def late(m: Recorded) -> Iterable[Recorded]:
+        yield replace(m, receive_ns=m.receive_ns + delay_ns) if m.topic == CAMERA_TOPICS["side"] else m
+
+    recorded = messages(3.0, edit=late)
+    rows = rows_of(recorded, embodiment)
+    assert len(rows) > 20
+    for row in rows:
         stamps = [stamp_ns(m.msg) for m in recorded if m.topic == CAMERA_TOPICS["side"]]
         index = max(i for i, stamp in enumerate(sorted(stamps)) if stamp <= row.stamp_ns)
         np.testing.assert_array_equal(row.frame["observation.images.side"], picture(index, 48, 32))
@@ -257,14 +276,20 @@ def camera_stops(m: Recorded) -> Iterable[Recorded]:
 
 
 def zero_stamps(m: Recorded) -> Iterable[Recorded]:
-    zero = m.topic == CAMERA_TOPICS["side"]
-    yield replace(m, msg=replace(m.msg, header=trajectory([], []).header)) if zero else m
+    yield replace(m, msg=with_header_ns(m.msg, 0)) if m.topic == CAMERA_TOPICS["side"] else m
 
 
-def time_jumps_back(m: Recorded) -> Iterable[Recorded]:
+def clock_jumps(m: Recorded) -> Iterable[Recorded]:
+    if m.topic == CAMERA_TOPICS["side"]:
+        off = 800_000_000 if m.receive_ns < START_NS + 1_300_000_000 else -800_000_000
+        m = replace(m, msg=with_header_ns(m.msg, stamp_ns(m.msg) + off))
+    yield m
+
+
+def received_twice(m: Recorded) -> Iterable[Recorded]:
     yield m
     if m.topic == "joint_states" and m.receive_ns > START_NS + 2_500_000_000:
-        yield m  # a duplicate is no jump
+        yield m
 
 
 FAULTS: dict[str, tuple[Callable[[Recorded], Iterable[Recorded]], list[str]]] = {
@@ -276,6 +301,7 @@ FAULTS: dict[str, tuple[Callable[[Recorded], Iterable[Recorded]], list[str]]] = 
     "command_nan": (nan_command, ["arm_controller/joint_trajectory", "lift", "nan"]),
     "command_other_joint": (other_joint_commanded, ["arm_controller/joint_trajectory", "elbow"]),
     "camera_stops": (camera_stops, ["hand", "old, allowed are 0.3 s"]),
+    "clock_jumps": (clock_jumps, ["side", "went backwards 1 times"]),
     "zero_stamps": (zero_stamps, ["side/image_raw", "stamped 0.000 s"]),
 }
 
@@ -286,7 +312,7 @@ def test_bad_bags_are_refused_by_name_and_reason_and_the_rest_is_written(tmp_pat
     for name, (edit, _) in FAULTS.items():
         write_bag(bags / name, messages(2.6, edit=edit))
     write_bag(bags / "good_1", messages(2.6))
-    write_bag(bags / "good_2", messages(2.6, edit=time_jumps_back))
+    write_bag(bags / "good_2", messages(2.6, edit=received_twice))
     short = messages(0.4)
     write_bag(bags / "short", short)
     cut = write_bag(bags / "truncated", messages(2.6))

@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from dit_policy_training import cli
 from dit_policy_training.dataset import FrameCache, Windows, gather, load_table
 from dit_policy_training.diagnose import DiagnoseConfig, diagnose
 from dit_policy_training.optimization import Ema, OptimizerConfig, SchedulerConfig, lr_factor
-from dit_policy_training.train import TrainConfig, Trainer
+from dit_policy_training.train import TrainConfig, Trainer, main
 from rich.console import Console
 from torch import nn
 
@@ -180,6 +177,17 @@ def test_pictures_are_streamed_where_the_cache_does_not_fit(config: TrainConfig)
     assert streamed_loss == pytest.approx(cached_loss, rel=1e-2)
 
 
+def test_bfloat16(config: TrainConfig) -> None:
+    def losses(use_amp: bool) -> list[float]:
+        run = replace(config, use_amp=use_amp, output_dir=config.output_dir / str(use_amp))
+        Trainer(run, QUIET).train()
+        return [row["loss"] for row in rows_of(run.output_dir)]
+
+    half, full = losses(True), losses(False)
+    assert half != full
+    assert half == pytest.approx(full, rel=0.1)
+
+
 def test_command_line_over_file_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("dataset_path: data\noutput_dir: out\nbatch_size: 7\npolicy: {horizon: 20, n_obs_steps: 3}\n")
@@ -259,45 +267,27 @@ def test_a_loss_that_is_not_finite_ends_the_run(config: TrainConfig) -> None:
     assert not (config.output_dir / "checkpoints").exists()
 
 
-def test_sigterm_saves_and_stops(config: TrainConfig) -> None:
-    trainer = Trainer(replace(config, train_steps=100_000, log_freq=1), QUIET)
-    before = signal.getsignal(signal.SIGTERM)
-    step = trainer._train_step
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(
+    config: TrainConfig, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the command line, as a user has it; the signal comes during the third step."""
+    step = Trainer._train_step
 
-    def step_and_signal(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        if trainer._step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(batch)
+    def step_and_signal(self: Trainer, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._step == 2:
+            os.kill(os.getpid(), number)
+        return step(self, batch)
 
-    trainer._train_step = step_and_signal
-    assert trainer.train().name == "000003"
-    assert [row["step"] for row in rows_of(config.output_dir)] == [1, 2, 3]
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_ctrl_c_saves_and_stops(config: TrainConfig) -> None:
-    """In a process of its own, as a user has it."""
     file = config.output_dir.with_name("settings.yaml")
-    file.write_text(draccus.dump(replace(config, train_steps=100_000)))
-    command = [sys.executable, "-c", "from dit_policy_training.train import main; raise SystemExit(main())"]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "training"), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [*command, f"--config={file}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-    )
-    metrics = config.output_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 100
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    shown, error = process.communicate(timeout=60)
-    assert process.returncode == 0, error
-    assert "Traceback" not in error
-    assert "stopped at step" in shown
+    file.write_text(draccus.dump(replace(config, train_steps=100_000, log_freq=1)))
+    monkeypatch.setattr("sys.argv", ["train", f"--config={file}"])
+    monkeypatch.setattr(Trainer, "_train_step", step_and_signal)
+    before = signal.getsignal(number)
+    assert main() == 0
+    assert signal.getsignal(number) == before
+    assert "stopped at step 3 of 100000; saving" in " ".join(capsys.readouterr().out.split())
+    assert [row["step"] for row in rows_of(config.output_dir)] == [1, 2, 3]
     load_checkpoint(config.output_dir / "checkpoints" / "last")
 
 

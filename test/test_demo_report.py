@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dit_policy_ros.nodes.demo_pictures import Studio, contact_sheet, video_frames, write_video
-from dit_policy_ros.nodes.demo_report import Episode, Snapshot, report
+from dit_policy_ros.nodes.demo_report import Episode, Referee, Snapshot, report
 from dit_policy_ros.nodes.processes import Child, ChildDied
 from dit_policy_ros.sim.scene import HOME, JOINTS
 
@@ -42,6 +42,39 @@ def render(snapshot: Snapshot, camera: str) -> np.ndarray:
 
 def near(pixel: tuple[int, ...], colour: tuple[int, ...], tolerance: int = 12) -> bool:
     return max(abs(a - b) for a, b in zip(pixel, colour, strict=True)) <= tolerance
+
+
+def referee(track: list[tuple[float, float, float]]) -> Episode:
+    """An episode, asked for green, seen at (time, x of the green block, x of the red block); the line is at 0.62 m."""
+    played = Episode(1, 500_000, "push the green block over the line")
+    official = Referee(played, "green", {"green": (0.4, -0.1, 0.0), "red": (0.45, 0.1, 0.0)})
+    for time, green, red in track:
+        assert not played.over, f"over before {time} s"
+        official.see(Snapshot(time, {}, {"green": (green, -0.1, 0.0), "red": (red, 0.1, 0.0)}))
+    return played
+
+
+def test_success_counts_once_it_has_lasted() -> None:
+    played = referee([(1.0, 0.61, 0.45), (2.0, 0.63, 0.45), (2.2, 0.63, 0.45), (2.31, 0.64, 0.48)])
+    assert (played.success, played.wrong_block, played.outcome) == (True, False, "over the line")
+    assert played.duration == 2.31
+    assert played.moved == pytest.approx({"green": 0.24, "red": 0.03})
+    assert len(played.trace) == 4
+
+
+def test_a_block_that_comes_back_has_not_succeeded() -> None:
+    played = referee([(2.0, 0.63, 0.45), (2.2, 0.615, 0.45), (2.4, 0.63, 0.45), (2.6, 0.63, 0.45)])
+    assert not played.over
+
+
+def test_another_block_moved_ends_the_episode() -> None:
+    played = referee([(1.0, 0.5, 0.45), (1.1, 0.5, 0.495)])
+    assert (played.success, played.wrong_block, played.outcome) == (False, True, "moved another block")
+
+
+def test_time_runs_out_after_twelve_seconds() -> None:
+    played = referee([(11.9, 0.5, 0.45), (12.0, 0.5, 0.45)])
+    assert (played.success, played.wrong_block, played.outcome) == (False, False, "time limit")
 
 
 def test_report_sums_over_episodes() -> None:

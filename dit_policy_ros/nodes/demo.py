@@ -89,7 +89,7 @@ class Board:
 
     def table(self) -> Table:
         """All episodes so far, and their sum."""
-        done = [episode for episode in self._episodes if episode.outcome != "running"]
+        done = [episode for episode in self._episodes if episode.over]
         table = Table(show_footer=True, title="Unseen scenes, one instruction each")
         table.add_column("episode", f"{len(done)} of {self._total}", justify="right")
         table.add_column("seed", justify="right")
@@ -105,12 +105,12 @@ class Board:
 
 
 def _cells(episode: Episode) -> list[str]:
-    style = {"running": "cyan"}.get(episode.outcome, "green" if episode.success else "red")
+    style = "green" if episode.success else "red" if episode.over else "cyan"
     return [
         str(episode.number),
         str(episode.seed),
         episode.instruction,
-        f"[{style}]{episode.outcome}[/]",
+        f"[{style}]{episode.outcome or 'running'}[/]",
         f"{episode.duration:.1f}",
         str(len(episode.chunk_seconds)),
         str(episode.rejected),

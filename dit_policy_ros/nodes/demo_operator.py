@@ -21,14 +21,12 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
-from dit_policy_ros.nodes.demo_report import Episode, Snapshot
+from dit_policy_ros.nodes.demo_report import Episode, Referee, Snapshot
 from dit_policy_ros.nodes.diagnostics import STALE_VERDICTS
 from dit_policy_ros.nodes.processes import Child
 from dit_policy_ros.runtime.gate import Verdict
 from dit_policy_ros.runtime.messages import stamp_ns
-from dit_policy_ros.sim.task import TIME_LIMIT, judge
 
-_SETTLED_S = 0.3  # how long a success must last to count
 _FRESH_S = 0.3  # after a reset, until the policy's observation history holds nothing from before it
 _START_UP_S = 90.0
 _ANSWER_S = 10.0
@@ -91,24 +89,11 @@ class Operator:
 
     def _watch(self, episode: Episode, target: str, progress: Callable[[], None]) -> None:
         began_ns = stamp_ns(self._scene)
-        start = _positions(self._scene)
-        succeeded_at: float | None = None
-        while episode.outcome == "running":
+        referee = Referee(episode, target, _poses(self._scene))
+        while not episode.over:
             self._next_scene()
             now = (stamp_ns(self._scene) - began_ns) / 1e9
-            result = judge(target, start, _positions(self._scene))
-            episode.trace.append(Snapshot(now, dict(self._joints), _poses(self._scene)))
-            episode.duration, episode.moved = now, dict(result.moved)
-            if not result.success:
-                succeeded_at = None
-            elif succeeded_at is None:
-                succeeded_at = now
-            if result.wrong_block:
-                episode.wrong_block, episode.outcome = True, "moved another block"
-            elif succeeded_at is not None and now - succeeded_at >= _SETTLED_S:
-                episode.success, episode.outcome = True, "over the line"
-            elif now >= TIME_LIMIT:
-                episode.outcome = "time limit"
+            referee.see(Snapshot(now, dict(self._joints), _poses(self._scene)))
             progress()
 
     def _reset_scene(self, seed: int) -> None:
@@ -174,10 +159,6 @@ class Operator:
             episode.stale += 1
         elif verdict is not Verdict.ACCEPTED:
             episode.rejected += 1
-
-
-def _positions(scene: SceneState) -> dict[str, tuple[float, float]]:
-    return {colour: (x, y) for colour, x, y in zip(scene.blocks, scene.x, scene.y, strict=True)}
 
 
 def _poses(scene: SceneState) -> dict[str, tuple[float, float, float]]:

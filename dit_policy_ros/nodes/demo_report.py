@@ -1,10 +1,10 @@
-"""The figures of a demo run: what each episode came to, and `report.json` with the bars that must hold."""
+"""The figures of a demo run: when an episode is over and how, and `report.json` with the bars that must hold."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from dit_policy_ros.sim.task import TIME_LIMIT, judge
+
 MIN_SUCCESS = 0.90  # share of the episodes
 MAX_WRONG_BLOCK = 0.05
+SETTLED_S = 0.3  # how long a success must last to count
 CONTROLS = ("none", "blank_images", "wrong_instruction")
 _REPORTED_VERSIONS = ("dit_policy_ros", "torch", "numpy", "mujoco", "transformers", "ros-rclpy")
 
@@ -40,13 +43,18 @@ class Episode:
     instruction: str
     success: bool = False
     wrong_block: bool = False
-    outcome: str = "running"
+    outcome: str = ""  # in words; empty while it runs
     duration: float = 0.0  # s, from activation to the verdict
     moved: dict[str, float] = field(default_factory=dict)  # m, by colour
     chunk_seconds: list[float] = field(default_factory=list)  # inference time of each chunk sampled
     rejected: int = 0  # chunks refused by the gate, or lost to an error
     stale: int = 0  # inferences skipped because an input was missing or too old
     trace: list[Snapshot] = field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is a verdict."""
+        return bool(self.outcome)
 
     def row(self) -> dict[str, Any]:
         """The episode as a JSON object, without its trace."""
@@ -63,6 +71,36 @@ class Episode:
             "rejected": self.rejected,
             "stale": self.stale,
         }
+
+
+class Referee:
+    """Watches an episode and ends it: as soon as it has succeeded for 0.3 s, spoiled another block, or run out of time.
+
+    `start` tells where the blocks stood when it began, as in a Snapshot.
+    """
+
+    def __init__(self, episode: Episode, target: str, start: Mapping[str, tuple[float, float, float]]) -> None:
+        self._episode = episode
+        self._target = target
+        self._start = start
+        self._succeeded_at: float | None = None
+
+    def see(self, snapshot: Snapshot) -> None:
+        """Note the next snapshot in the episode, and the verdict once there is one."""
+        episode, now = self._episode, snapshot.time
+        result = judge(self._target, self._start, snapshot.blocks)
+        episode.trace.append(snapshot)
+        episode.duration, episode.moved = now, result.moved
+        if not result.success:
+            self._succeeded_at = None
+        elif self._succeeded_at is None:
+            self._succeeded_at = now
+        if result.wrong_block:
+            episode.wrong_block, episode.outcome = True, "moved another block"
+        elif self._succeeded_at is not None and now - self._succeeded_at >= SETTLED_S:
+            episode.success, episode.outcome = True, "over the line"
+        elif now >= TIME_LIMIT:
+            episode.outcome = "time limit"
 
 
 def report(episodes: Sequence[Episode], control: str, context: dict[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ setup(
         "pyyaml",
         "safetensors",
         "torch>=2.6",
-        "transformers>=5",
+        "transformers>=5.5,<5.6",  # later ones give CLIP's weights other names
     ],
     extras_require={"sim": ["mujoco", "rosbags"], "test": ["pytest", "pytest-timeout"]},
     zip_safe=False,

@@ -76,7 +76,7 @@ class Child:
         """Exit status once the child has ended; subprocess.TimeoutExpired after `timeout` seconds."""
         return self._process.wait(timeout)
 
-    def stop(self, patience: float = 5.0) -> int:
+    def stop(self, patience: float = 15.0) -> int:
         """End the child: SIGINT, after `patience` seconds SIGTERM, then SIGKILL. Returns its exit status."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self.send(number)

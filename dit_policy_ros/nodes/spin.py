@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -35,3 +36,4 @@ def run_node(make_node: Callable[[], Node], finish: Callable[[Node], None], args
         executor.shutdown()
         node.destroy_node()
         rclpy.shutdown()
+        gc.freeze()  # else the interpreter searches all of torch for garbage on its way out, for seconds

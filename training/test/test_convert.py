@@ -140,6 +140,21 @@ def test_task_follows_the_instruction_topic(embodiment: Embodiment) -> None:
     assert {row.task for row in rows} == {"push the green block", "push the red block"}
 
 
+def test_tasks_are_numbered_in_order_of_appearance(tmp_path: Path, embodiment_file: Path) -> None:
+    tasks = [f"push the {colour} block" for colour in ("red", "violet", "green", "amber", "blue", "white")]
+
+    def change(m: Recorded) -> Iterable[Recorded]:
+        if m.topic != "instruction":
+            return [m]
+        after = [START_NS + 350_000_000 * index for index in range(len(tasks))]
+        return [replace(m, receive_ns=ns, msg=replace(m.msg, data=task)) for ns, task in zip(after, tasks, strict=True)]
+
+    write_bag(tmp_path / "bag", messages(3.0, edit=change))
+    convert(ConvertConfig(str(tmp_path / "bag"), embodiment_file, tmp_path / "out"), Console(quiet=True))
+    opened = LeRobotDataset("local/out", root=tmp_path / "out", video_backend="pyav")
+    assert opened.meta.tasks.index.tolist() == tasks
+
+
 def test_a_command_before_the_first_joint_state_does_not_start_an_episode(embodiment: Embodiment) -> None:
     early, late = START_NS + 337_000_000, START_NS + 1_337_000_000
 
@@ -329,7 +344,9 @@ def test_bad_bags_are_refused_by_name_and_reason_and_the_rest_is_written(tmp_pat
     shown = console.export_text()
     assert all(name in shown for name in reasons)
     opened = LeRobotDataset("local/out", root=tmp_path / "out", video_backend="pyav")
+    good = [row.action for row in rows_of(messages(2.6), Embodiment.load(embodiment_file))]
     assert opened.num_episodes == 2
+    np.testing.assert_array_equal(np.stack(opened.hf_dataset["action"]), np.stack([*good, *good]))
     assert not list((tmp_path / "out").rglob("tmp*")), "left-overs of refused episodes"
 
 
@@ -398,6 +415,16 @@ def test_a_slow_encoder_loses_no_frame(tmp_path: Path, monkeypatch: pytest.Monke
     sampled = np.stack([picture(index, 48, 32) for index in (0, 4, 8)]).reshape(-1, 3).astype(float)
     np.testing.assert_allclose(stats["mean"], sampled.mean(0), rtol=1e-5)
     np.testing.assert_allclose(stats["std"], sampled.std(0), rtol=1e-3)
+
+
+def test_a_lost_frame_is_noticed(tmp_path: Path, embodiment_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = _CameraVideo._encode
+    numbers = iter(range(1000))
+    monkeypatch.setattr(_CameraVideo, "_encode", lambda *args: None if next(numbers) == 5 else encode(*args))
+    write_bag(tmp_path / "bag", messages(1.5))
+    with pytest.raises(ValueError, match=r"\.mp4: \d+ frames encoded for \d+ rows; convert again"):
+        convert(ConvertConfig(str(tmp_path / "bag"), embodiment_file, tmp_path / "out"), Console(quiet=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_encoders_failure_reaches_the_caller(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from robot import Robot, wait_for
 from trajectory_msgs.msg import JointTrajectory
 
 from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.nodes.parameters import markdown_table
 from dit_policy_ros.nodes.processes import Child
 from dit_policy_ros.policy.checkpoint import save_checkpoint
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
@@ -104,6 +105,11 @@ def refused(robot, verdict: Verdict) -> str:
     robot.wait_for_verdict(verdict)
     assert len(robot.trajectories) == sent
     return chunk.reason
+
+
+def test_the_document_lists_the_parameters_as_they_are_declared() -> None:
+    document = (Path(__file__).parents[1] / "docs/node.md").read_text()
+    assert markdown_table() in document, "run markdown_table() of nodes/parameters.py and paste it into docs/node.md"
 
 
 def test_chunks_go_out_as_the_controller_wants_them(active) -> None:

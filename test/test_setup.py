@@ -128,6 +128,15 @@ class TestStep:
         self.step(tmp_path, taken, "2").run(tmp_path)
         assert taken == [True, False]
 
+    def test_starts_afresh_on_another_basis(self, tmp_path, taken):
+        for basis, facts in (("here", "1"), ("here", "2"), ("elsewhere", "2"), ("elsewhere", "3")):
+            stamp, work = tmp_path / "stamp", lambda _, afresh: taken.append(afresh)
+            step = Step("part", stamp, fingerprint(facts), work, basis=fingerprint(basis))
+            assert not step.done()
+            step.run(tmp_path)
+            assert step.done()
+        assert taken == [True, False, True, False]
+
     def test_starts_afresh_after_an_interruption(self, tmp_path, taken):
         def interrupted(_: Path, __: bool) -> None:
             raise KeyboardInterrupt
@@ -230,12 +239,6 @@ class TestBuild:
         python, numpy_headers = export.read_text().removeprefix('X "').removesuffix('"').split(";")
         assert (Path(python) / "Python.h").is_file()
         assert numpy_headers == "${_IMPORT_PREFIX}/" + numpy
-
-    def test_of_another_folder_is_noticed(self, tmp_path):
-        write(tmp_path / "build/dit_policy_msgs/CMakeCache.txt", f"CMAKE_HOME_DIRECTORY:INTERNAL={tmp_path}/msg\n")
-        assert not packages.built_elsewhere(tmp_path)
-        write(tmp_path / "build/dit_policy_msgs/CMakeCache.txt", "CMAKE_HOME_DIRECTORY:INTERNAL=/old/msg\n")
-        assert packages.built_elsewhere(tmp_path)
 
     def test_depends_on_messages_and_package_files(self):
         contents, names = packages.inputs(ROOT)

@@ -50,8 +50,9 @@ def steps(distribution: str) -> Iterator[Step]:
     yield Step(
         "build",
         ROOT / "install" / ".setup",
-        fingerprint(ROOT, distribution, headers, contents=contents, names=names),
+        fingerprint(contents=contents, names=names),
         lambda log, afresh: packages.build(ROOT, VENV, wheels, afresh, log),
+        basis=fingerprint(ROOT, distribution, headers),  # CMake's cache holds on to these
     )
     if "MUJOCO_GL" not in os.environ:
         backend = STAMPS / "graphics"

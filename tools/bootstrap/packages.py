@@ -6,10 +6,9 @@ import os
 import re
 import shutil
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
-from tools.bootstrap.step import StepFailed, command, read, write
+from tools.bootstrap.step import StepFailed, command, write
 from tools.bootstrap.venv import site_packages
 
 # Every Python of the environment, colcon's and the entry points' among them, must find the wheels as a ROS prefix.
@@ -50,9 +49,9 @@ def inputs(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def build(root: Path, venv: Path, wheels: bool, afresh: bool, log: Path) -> None:
-    """Build the packages into `install`, from nothing if `afresh` or if the folders hold another place's build."""
+    """Build the packages into `install`, from nothing if `afresh`."""
     require_tools()
-    if afresh or built_elsewhere(root):
+    if afresh:
         for name in ("build", "install", "log"):
             shutil.rmtree(root / name, ignore_errors=True)
     environment = dict(os.environ)
@@ -70,13 +69,6 @@ def build(root: Path, venv: Path, wheels: bool, afresh: bool, log: Path) -> None
         "mend what the compiler or colcon names above and run it again; if ROS or the compiler changed, remove build/",
         environment,
     )
-
-
-def built_elsewhere(root: Path) -> bool:
-    """Whether the build folder holds a build of another folder: CMake's cache names the sources' path."""
-    source = root / "msg"
-    caches: Iterator[Path] = (root / "build").glob("*/CMakeCache.txt")
-    return any(f"CMAKE_HOME_DIRECTORY:INTERNAL={source}\n" not in (read(cache) or "") + "\n" for cache in caches)
 
 
 def require_tools() -> None:

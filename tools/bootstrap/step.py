@@ -27,29 +27,35 @@ class Step:
 
     The stamp is a file inside what the step makes (a folder deleted takes its stamp along), holding the fingerprint of
     the inputs. It is removed before the work starts and written after it succeeded, so an interruption leaves none.
-    `work(log, afresh)` gets the path of its log, and whether no earlier success is there to build upon.
-    `intact()` looks, quickly, at what may have changed behind the stamp's back.
+    `work(log, afresh)` gets the path of its log, and whether no earlier success is there to build upon: none at all, or
+    one on another `basis`. `intact()` looks, quickly, at what may have changed behind the stamp's back.
     """
 
     name: str
     stamp: Path
     fingerprint: str
     work: Callable[[Path, bool], None]
+    basis: str = ""
     intact: Callable[[], bool] = lambda: True
 
     def done(self) -> bool:
         """Whether the last success had these inputs and still stands."""
-        return read(self.stamp) == self.fingerprint and self.intact()
+        return read(self.stamp) == self._text and self.intact()
 
     def run(self, logs: Path) -> None:
         """Do the work and stamp it; StepFailed if that cannot be done."""
-        afresh = not self.stamp.exists()
+        earlier = read(self.stamp)
+        afresh = earlier is None or not earlier.startswith(self.basis)
         self.stamp.unlink(missing_ok=True)
         logs.mkdir(parents=True, exist_ok=True)
         log = logs / f"{self.name}.log"
         log.unlink(missing_ok=True)
         self.work(log, afresh)
-        write(self.stamp, self.fingerprint)
+        write(self.stamp, self._text)
+
+    @property
+    def _text(self) -> str:
+        return self.basis + self.fingerprint
 
 
 def fingerprint(*facts: object, contents: Iterable[Path] = (), names: Iterable[Path] = ()) -> str:

@@ -29,9 +29,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dit_policy_ros.embodiment import Embodiment
 
-LATCHED = QoSProfile(
-    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
-)
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def wait_for(condition: Callable[[], object], what: str, timeout: float = 20.0) -> object:
@@ -64,9 +62,7 @@ class Robot:
             )
             for camera in embodiment.cameras
         }
-        self._joint_states = self.node.create_publisher(
-            JointState, embodiment.state.topic, qos_profile_sensor_data
-        )
+        self._joint_states = self.node.create_publisher(JointState, embodiment.state.topic, qos_profile_sensor_data)
         self._instruction = self.node.create_publisher(String, embodiment.instruction_topic, LATCHED)
         topic = embodiment.action_groups[0].topic
         self.node.create_subscription(JointTrajectory, topic, self.trajectories.append, 50)
@@ -111,9 +107,7 @@ class Robot:
     def _publish_joints(self) -> None:
         if "state" in self.silent:
             return
-        message = JointState(
-            name=list(self.joint_names), position=[self.positions[n] for n in self.joint_names]
-        )
+        message = JointState(name=list(self.joint_names), position=[self.positions[n] for n in self.joint_names])
         message.header.stamp = self._stamp()
         self._joint_states.publish(message)
 
@@ -157,9 +151,7 @@ class Robot:
         return labels.get(answer.current_state.id, answer.current_state.label)
 
     def set_instruction(self, text: str) -> SetInstruction.Response:
-        return self.call(
-            SetInstruction, "dit_policy/set_instruction", SetInstruction.Request(instruction=text)
-        )
+        return self.call(SetInstruction, "dit_policy/set_instruction", SetInstruction.Request(instruction=text))
 
     def set_parameter(self, name: str, value: object) -> object:
         message = Parameter(name, value=value).to_parameter_msg()
@@ -167,9 +159,7 @@ class Robot:
         return self.call(SetParameters, "dit_policy/set_parameters", request).results[0]
 
     def wait_for_log(self, words: str) -> None:
-        wait_for(
-            lambda: any(words in line for line in self.log), f"the log says '{words}', not only {self.log}"
-        )
+        wait_for(lambda: any(words in line for line in self.log), f"the log says '{words}', not only {self.log}")
 
     def wait_for_verdict(self, verdict: int) -> ActionChunk:
         """The next chunk published from now on with this verdict."""

@@ -1,4 +1,4 @@
-"""The policy node's parameters: each declared once, with its type, range, sentence and whether it can change while running.
+"""The policy node's parameters: each declared once, with type, range, sentence and whether it can change while running.
 
 A change is checked as a whole before any of it is applied, so a rejected set leaves nothing half-changed. What
 contradicts the loaded checkpoint (more `n_action_steps` than its horizon holds) is rejected with a sentence.
@@ -23,7 +23,7 @@ Value = bool | int | float | str
 
 @dataclass(frozen=True)
 class Declaration:
-    """One parameter: name, default (which fixes its type), sentence, inclusive range, and whether it is fixed at start."""
+    """One parameter: name, default (which fixes its type), sentence, inclusive range, whether it is fixed at start."""
 
     name: str
     default: Value

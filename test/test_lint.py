@@ -14,6 +14,7 @@ TOOLS = {
 }
 
 
+@pytest.mark.timeout(600)  # mypy without its cache reads all of torch
 @pytest.mark.parametrize("tool", TOOLS)
 def test_is_clean(tool: str) -> None:
     run = subprocess.run([sys.executable, *TOOLS[tool]], cwd=ROOT, capture_output=True, text=True)

@@ -293,7 +293,9 @@ def test_a_signal_saves_and_stops(
 
 def test_diagnosis_measures_what_a_policy_attends_to(config: TrainConfig, dataset: Path) -> None:
     policy = load_checkpoint(Trainer(config, QUIET).train())
-    with torch.no_grad():  # deaf, and blind on one eye
+    hearing = {a.asked: a for a in diagnose(policy, load_table(dataset), DiagnoseConfig(Path(), dataset))}
+    assert hearing["another instruction (1)"].change > 0
+    with torch.no_grad():
         policy.observation_encoder.text_encoder.projection.weight.zero_()
     answers = {a.asked: a for a in diagnose(policy, load_table(dataset), DiagnoseConfig(Path(), dataset))}
     assert list(answers) == ["as recorded", "another instruction (1)", "side blank", "hand blank"]

@@ -126,7 +126,7 @@ def _load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:  # it may ask for what reads yet another format
         raise CheckpointError(f"{folder} holds no tokenizer that transformers can read: {error}") from error
 
 

@@ -32,7 +32,7 @@ PTS_TOLERANCE = 0.1  # of a frame's duration
 
 
 class DatasetError(ValueError):
-    """Not a dataset, or one that does not fit its embodiment; the message says what was found and what to do."""
+    """Not a sound dataset, or not one of its embodiment; the message says what was found and what to do."""
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,15 @@ from typing import Any, Self
 
 import av
 import datasets
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from dit_policy_ros.embodiment import Embodiment
+from dit_policy_training.dataset import DatasetError
 from dit_policy_training.episodes import EpisodeError, Row
 from dit_policy_training.video import VideoEncoder, VideoOptions, frames_in
 
 MIN_ROWS = 2  # lerobot keeps no video statistics of a single frame
-
-
-class DatasetError(ValueError):
-    """A dataset that cannot be written, or is not what its files say."""
 
 
 def features(embodiment: Embodiment, use_videos: bool) -> dict[str, dict[str, Any]]:
@@ -100,7 +98,7 @@ class DatasetWriter:
 
     def _check_frame_counts(self) -> None:
         """Raises DatasetError if an mp4 holds more or fewer frames than the table has rows for it."""
-        meta = type(self._dataset.meta)(self._dataset.repo_id, root=self._folder)
+        meta = LeRobotDatasetMetadata(self._dataset.repo_id, root=self._folder)
         for key in meta.video_keys:
             rows: dict[Path, int] = {}
             for episode in meta.episodes:

@@ -17,10 +17,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +185,16 @@ def run_episodes(options: argparse.Namespace, console: Console) -> tuple[list[Ep
     return episodes, cost
 
 
+def _ignore_interrupts() -> None:
+    # Ctrl-C reaches the pool's processes too; it is for this one to end them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def write_pictures(options: argparse.Namespace, episodes: Sequence[Episode], title: str, console: Console) -> None:
     """`contact_sheet.png` of all episodes, and `demo.mp4` of the first few."""
     portraits, film = Studio(shadows=2048, samples=4), Studio(shadows=1024, samples=0)
     with ExitStack() as stack:
-        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        pool = ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn"), _ignore_interrupts)
         stack.callback(pool.shutdown, cancel_futures=True)
         with console.status("drawing the contact sheet"):
             sheet = contact_sheet(episodes, portraits.render, title, pool.map)

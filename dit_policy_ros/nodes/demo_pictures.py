@@ -6,10 +6,10 @@ the real-time loop could not afford, and without taking a core from it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import av
@@ -45,31 +45,34 @@ _HOLD_S = 0.8  # the last frame stays, with its verdict
 _INSET = 0.27  # of the picture's height
 
 
+@dataclass(frozen=True)
 class Studio:
-    """Renders snapshots, in any number of threads: each has simulations of its own, as OpenGL demands.
+    """Renders snapshots, in any number of processes: OpenGL is not safe in several threads of one.
 
     `shadows` and `samples` are the overview's quality. Shadows take most of the time: on a CPU core a picture without
     them takes 20 ms, with 1024 and no antialiasing 0.1 s, with 2048 and 4 samples 0.4 s.
     """
 
-    def __init__(self, shadows: int, samples: int) -> None:
-        self._shadows, self._samples = shadows, samples
-        self._own = threading.local()
+    shadows: int
+    samples: int
 
     def render(self, snapshot: Snapshot, camera: str) -> np.ndarray:
         """A picture of the snapshot, (H, W, 3) uint8: "overview" large and with shadows, else as the policy saw it."""
-        if not hasattr(self._own, "pretty"):
-            self._own.pretty, self._own.plain = self._pretty_simulation(), Simulation()
-        simulation: Simulation = self._own.pretty if camera == "overview" else self._own.plain
+        simulation = _simulation(self if camera == "overview" else None)
         simulation.set_configuration(snapshot.joints, snapshot.blocks)
         return simulation.render(camera)
 
-    def _pretty_simulation(self) -> Simulation:
-        simulation = Simulation(camera_size=_SCENE, pretty=True)
-        quality = simulation.model.vis.quality
-        quality.shadowsize, quality.offsamples = self._shadows, self._samples
-        quality.numslices, quality.numstacks = 24, 12
-        return simulation
+
+@cache
+def _simulation(studio: Studio | None) -> Simulation:
+    """This process's simulation for a studio's overview; None: for the policy's cameras."""
+    if studio is None:
+        return Simulation()
+    simulation = Simulation(camera_size=_SCENE, pretty=True)
+    quality = simulation.model.vis.quality
+    quality.shadowsize, quality.offsamples = studio.shadows, studio.samples
+    quality.numslices, quality.numstacks = 24, 12
+    return simulation
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

@@ -1,5 +1,6 @@
 """The running simulation: joints driven by position servos, blocks that can be pushed, cameras that can be read."""
 
+import atexit
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -226,6 +227,9 @@ class Simulation:
             renderer = mujoco.Renderer(self.model, *self._camera_size)
         except Exception as error:  # each OpenGL library fails in its own way
             raise OffscreenError(offscreen.explain(error)) from error
-        # At exit as well: left to the garbage collector, the context goes after the library that frees it.
         self._finalizer = weakref.finalize(self, renderer.close)
+        # At exit, before the library that frees it goes, which asked for its own end when the renderer was made.
+        # weakref's turn comes too late for that where anybody used it earlier.
+        self._finalizer.atexit = False
+        atexit.register(self._finalizer)
         return renderer

@@ -159,7 +159,7 @@ class PolicyNode(LifecycleNode):
         checkpoint = Path(folder)
         policy = load_checkpoint(checkpoint, device=self._device())
         embodiment = self._embodiment(checkpoint)
-        reason = self._contradiction({name: self._settings[name] for name in ("n_action_steps",)}, policy)
+        reason = self._contradiction({"n_action_steps": self._settings["n_action_steps"]}, policy)
         if reason is not None:
             raise ValueError(reason)
         observations = ObservationBuffer(embodiment, policy.config.n_obs_steps)

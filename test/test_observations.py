@@ -306,7 +306,7 @@ def test_velocity_comes_from_positions_where_none_is_measured() -> None:
 def test_callbacks_and_inference_may_run_at_once() -> None:
     buffer = filled(duration_ms=1000)
     errors: list[BaseException] = []
-    done, sampled = threading.Event(), threading.Semaphore(0)
+    done, sampled = threading.Event(), threading.Event()
 
     def sample() -> None:
         try:
@@ -315,7 +315,7 @@ def test_callbacks_and_inference_may_run_at_once() -> None:
                 # Joints are stamped every 10 ms with their own time, so each step tells when it was measured.
                 wanted = [(window.stamp_ns - T0 - age * MS) // (10 * MS) for age in (100, 0)]
                 assert window.state[:, 0].tolist() == wanted
-                sampled.release()
+                sampled.set()
         except BaseException as error:
             errors.append(error)
 
@@ -324,7 +324,8 @@ def test_callbacks_and_inference_may_run_at_once() -> None:
     for count, (topic, message) in enumerate(recording(4000)[len(recording(1000)) :]):
         buffer.add(topic, stamp_ns(message), message)
         if count % 10 == 0:  # some 80 ms of messages for a window: faster, and they outrun what is kept
-            assert sampled.acquire(timeout=10) or errors
+            sampled.clear()
+            assert sampled.wait(timeout=10) or errors
     done.set()
     thread.join()
     assert errors == []

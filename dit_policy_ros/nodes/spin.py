@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
@@ -29,8 +30,12 @@ def run_node(make_node: Callable[[], Node], finish: Callable[[Node], None], args
     node = make_node()
     executor.add_node(node)
     try:
-        while not stop.is_set():
-            executor.spin_once(timeout_sec=_WAKE_UP_S)
+        while not stop.is_set() and rclpy.ok():
+            try:
+                executor.spin_once(timeout_sec=_WAKE_UP_S)
+            except rclpy_implementation.RCLError as error:
+                # Asked for a transition that the state does not have, Jazzy's rclpy raises where Kilted's answers no.
+                node.get_logger().error(f"a request could not be served: {error}")
     finally:
         finish(node)
         executor.shutdown()

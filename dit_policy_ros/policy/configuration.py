@@ -10,12 +10,15 @@ from typing import Any, Literal
 import draccus
 
 STATE = "observation.state"
+ENVIRONMENT_STATE = "observation.environment_state"
 ACTION = "action"
 TASK = "task"
 ACTION_IS_PAD = "action_is_pad"
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ConfigurationError(ValueError):
@@ -24,9 +27,13 @@ class ConfigurationError(ValueError):
 
 @dataclass
 class Feature:
-    """One entry of the policy's inputs or outputs. Shapes: VISUAL (3, H, W) as recorded, STATE (S,), ACTION (A,)."""
+    """One entry of the policy's inputs or outputs. Shapes: VISUAL (3, H, W) as recorded, the others (N,).
 
-    type: Literal["VISUAL", "STATE", "ACTION"]
+    STATE is the robot's (`observation.state`), ENV what is known of its surroundings without a camera
+    (`observation.environment_state`).
+    """
+
+    type: Literal["VISUAL", "STATE", "ENV", "ACTION"]
     shape: tuple[int, ...]
 
 
@@ -34,13 +41,14 @@ class Feature:
 class VisionConfig(draccus.ChoiceRegistry):
     """What is common to the vision encoders: from the camera's picture to the encoder's input.
 
-    The picture is scaled, keeping its aspect ratio, until it just covers `resize_shape`, then cut to
-    `crop_shape` (default: `resize_shape`): at the centre at inference, anywhere at training if
+    The picture is scaled, keeping its aspect ratio, until it just covers `resize_shape` (`resize_mode`
+    "stretch", for LeRobot's checkpoints, scales it to exactly that shape instead), then cut to `crop_shape` (default: `resize_shape`): at the centre at inference, anywhere at training if
     `crop_is_random`. Training may also shift the window by up to `random_shift` pixels, edges replicated
     (DrQ-v2, arXiv 2107.09645). Shapes are (H, W).
     """
 
     resize_shape: tuple[int, int] | None = None
+    resize_mode: Literal["cover", "stretch"] = "cover"
     crop_shape: tuple[int, int] | None = None
     crop_is_random: bool = True
     random_shift: int = 0
@@ -53,6 +61,11 @@ class VisionConfig(draccus.ChoiceRegistry):
     def default_choice_name(cls) -> str:
         """The type meant where a configuration names none."""
         return "clip"
+
+    @property
+    def is_modulated_by_text(self) -> bool:
+        """Whether a picture's feature depends on the instruction."""
+        return False
 
     def input_shape(self, image_shape: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of the encoder's input for a picture of (H, W) pixels."""
@@ -78,27 +91,58 @@ class VisionConfig(draccus.ChoiceRegistry):
         return found
 
 
-@VisionConfig.register_subclass("clip")
 @dataclass
-class ClipVisionConfig(VisionConfig):
-    """The CLS token of a CLIP ViT. `backbone` is a hub name or a local folder holding its weights.
+class ViTConfig(VisionConfig):
+    """The CLS token of a vision transformer. `backbone` is a hub name or a local folder holding its weights.
 
-    If `backbone_config` (the fields of transformers' CLIPVisionConfig) is given, the ViT is built from it
-    with random weights and `backbone` is not read: to train from scratch, and how a checkpoint loads without
-    a network.
+    If `backbone_config` (the fields of transformers' configuration of that model) is given, the ViT is built
+    from it with random weights and `backbone` is not read: to train from scratch, and how a checkpoint loads
+    without a network.
 
-    `use_post_layernorm` is off by default because LeRobot reads the CLS token before CLIP's last norm: its
-    checkpoints, the only ones in circulation, need that. The original's checkpoints (timm) need it on.
+    `text_pooling` adds, beside the CLS token, an attention pooling of the patch tokens whose query is the
+    instruction's feature, with `text_pooling_heads` heads: the words choose where to look. Checkpoints of
+    LeRobot and of the original have none.
     """
 
     resize_shape: tuple[int, int] | None = (256, 256)
     crop_shape: tuple[int, int] | None = (224, 224)
     lr_multiplier: float = 0.1
+    backbone: str = ""
+    backbone_config: dict[str, Any] | None = None
+    text_pooling: bool = False
+    text_pooling_heads: int = 8
+
+    @property
+    def is_modulated_by_text(self) -> bool:
+        """Whether a picture's feature depends on the instruction."""
+        return self.text_pooling
+
+
+@VisionConfig.register_subclass("clip")
+@dataclass
+class ClipVisionConfig(ViTConfig):
+    """A CLIP ViT (arXiv 2103.00020).
+
+    `use_post_layernorm` is off by default because LeRobot reads the CLS token before CLIP's last norm: its
+    checkpoints, the only ones in circulation, need that. The original's checkpoints (timm) need it on.
+    """
+
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
     backbone: str = "openai/clip-vit-base-patch16"
-    backbone_config: dict[str, Any] | None = None
     use_post_layernorm: bool = False
+
+
+@VisionConfig.register_subclass("dinov3")
+@dataclass
+class DinoV3VisionConfig(ViTConfig):
+    """A DINOv3 ViT (arXiv 2508.10104), its CLS token after the last norm. Its rotary positions take any picture
+    whose sides are multiples of the patch.
+    """
+
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    image_std: tuple[float, float, float] = IMAGENET_STD
+    backbone: str = "facebook/dinov3-vitb16-pretrain-lvd1689m"
 
 
 @VisionConfig.register_subclass("resnet")
@@ -123,6 +167,11 @@ class ResNetConfig(VisionConfig):
     num_keypoints: int = 32
     film: bool = True
     norm_groups: int = 8
+
+    @property
+    def is_modulated_by_text(self) -> bool:
+        """Whether a picture's feature depends on the instruction."""
+        return self.film
 
     def problems(self) -> list[str]:
         """What contradicts itself here, a sentence each."""
@@ -168,6 +217,12 @@ class ClipTextConfig(TextConfig):
 
     model: str = "openai/clip-vit-base-patch16"
     model_config: dict[str, Any] | None = None
+
+
+@TextConfig.register_subclass("none")
+@dataclass
+class NoTextConfig(TextConfig):
+    """No instruction: a policy of one task."""
 
 
 @dataclass
@@ -256,8 +311,8 @@ class DiffusionConfig(ObjectiveConfig):
     """
 
     num_train_timesteps: int = 100
-    prediction_type: Literal["epsilon", "sample"] = "epsilon"
-    sampler: Literal["ddpm", "ddim"] = "ddim"
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    sampler: Literal["ddpm", "ddim", "dpm_solver++"] = "ddim"
     timestep_spacing: Literal["trailing", "leading"] = "trailing"
     clip_range: float | None = 1.0
 
@@ -280,11 +335,14 @@ class FlowMatchingConfig(ObjectiveConfig):
     """Conditional flow matching along straight lines (arXiv 2210.02747), t from 0 (noise) to 1 (data).
 
     Training times are drawn uniformly, or ("beta") as `beta_scale * (1 - Beta(beta_alpha, beta_beta))`, which
-    favours noisy times (pi0, arXiv 2410.24164, appendix B).
+    favours noisy times (pi0, arXiv 2410.24164, appendix B). The timestep embedding is given
+    `timestep_scale * t`: unscaled, t in [0, 1] moves a sixth of its dimensions (1000 moves them all); 1 is what
+    LeRobot's checkpoints need.
     """
 
     sigma_min: float = 0.0
-    sampler: Literal["euler"] = "euler"
+    sampler: Literal["euler", "heun", "rk4"] = "euler"
+    timestep_scale: float = 1.0
     timestep_sampling: Literal["uniform", "beta"] = "beta"
     beta_scale: float = 0.999
     beta_alpha: float = 1.5
@@ -297,7 +355,9 @@ class FlowMatchingConfig(ObjectiveConfig):
 
     def problems(self) -> list[str]:
         """What contradicts itself here, a sentence each."""
-        found = super().problems() + _not_positive(self, "objective", "beta_alpha", "beta_beta")
+        found = super().problems() + _not_positive(
+            self, "objective", "beta_alpha", "beta_beta", "timestep_scale"
+        )
         if not 0 <= self.sigma_min < 1:
             found.append(f"objective.sigma_min must be in [0, 1), got {self.sigma_min}")
         if not 0 < self.beta_scale <= 1:
@@ -322,6 +382,11 @@ class PolicyConfig:
     state's joints, which `action_state_indices` finds in the state, one index an action dimension. `tasks`
     are the instructions trained on. `state_noise` is the standard deviation of noise added to the normalised
     state while training.
+
+    `instruction_dropout` is the share of training samples that see no instruction but a learned vector in its
+    place; `guidance_scale` may then exceed 1 at inference (classifier-free guidance, arXiv 2207.12598: prediction
+    without + scale * (with - without)). `max_delay` is the largest number of steps that training gives clean, as
+    the committed start of the chunk (training-time real-time chunking, arXiv 2512.05964); 0 trains none.
     """
 
     n_obs_steps: int = 2
@@ -338,6 +403,9 @@ class PolicyConfig:
     objective: ObjectiveConfig = field(default_factory=DiffusionConfig)
     do_mask_loss_for_padding: bool = True
     state_noise: float = 0.0
+    instruction_dropout: float = 0.0
+    guidance_scale: float = 1.0
+    max_delay: int = 0
 
     @property
     def cameras(self) -> dict[str, tuple[int, int]]:

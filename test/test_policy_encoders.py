@@ -10,7 +10,7 @@ from policy_fixtures import INSTRUCTIONS, demo_config, make_batch, randomize
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from dit_policy_ros.policy import encoders
+from dit_policy_ros.policy import text as text_module
 from dit_policy_ros.policy.configuration import (
     ClipTextConfig,
     ClipVisionConfig,
@@ -18,15 +18,12 @@ from dit_policy_ros.policy.configuration import (
     ObservationEncoderConfig,
     ResNetConfig,
 )
-from dit_policy_ros.policy.encoders import (
-    ClipText,
-    ClipVision,
-    ObservationEncoder,
-    Preprocessor,
-    ResNet,
-    spatial_soft_argmax,
-)
+from dit_policy_ros.policy.encoders import ObservationEncoder
+from dit_policy_ros.policy.preprocessing import Preprocessor
+from dit_policy_ros.policy.resnet import ResNet, spatial_soft_argmax
+from dit_policy_ros.policy.text import ClipText
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
+from dit_policy_ros.policy.vision import ClipVision, make_vision_encoder
 
 TINY_VIT = {
     "hidden_size": 24,
@@ -159,16 +156,16 @@ def test_clip_is_the_cls_token_of_the_backbone(tmp_path, post_layernorm):
     expected = model.vision_model.post_layernorm if post_layernorm else nn.Identity()
     expected = expected(model(images).last_hidden_state[:, 0])
     config = ClipVisionConfig(backbone=str(tmp_path), use_post_layernorm=post_layernorm)
-    encoder = ClipVision(config, (32, 32)).eval()
+    encoder = ClipVision(config, text_dim=16).eval()
     torch.testing.assert_close(encoder(images, torch.empty(2, 0)), expected)
     assert encoder.model.post_layernorm.weight.requires_grad is post_layernorm
 
 
 def test_clip_refuses_what_it_cannot_load(tmp_path):
     with pytest.raises(ConfigurationError, match="takes pictures of 32x32, it would get 30x32"):
-        ClipVision(ClipVisionConfig(backbone_config=TINY_VIT), (30, 32))
+        make_vision_encoder(ClipVisionConfig(backbone_config=TINY_VIT), [(32, 32), (30, 32)], 16)
     with pytest.raises(ConfigurationError, match="cannot load CLIPVisionModel from"):
-        ClipVision(ClipVisionConfig(backbone=str(tmp_path)), (32, 32))
+        ClipVision(ClipVisionConfig(backbone=str(tmp_path)), 16)
 
 
 def test_a_folder_without_the_towers_weights_is_refused(tiny_clip, tmp_path):
@@ -232,7 +229,7 @@ def test_tower_is_frozen_and_runs_once_an_instruction(text, monkeypatch):
     assert all(parameter.grad is None for parameter in text.text_encoder.parameters())
     assert text.projection.weight.grad is not None
 
-    monkeypatch.setattr(encoders, "TEXT_CACHE_SIZE", 2)
+    monkeypatch.setattr(text_module, "TEXT_CACHE_SIZE", 2)
     text([INSTRUCTIONS[0]])
     text([INSTRUCTIONS[2]])  # the least recently used, 1, is forgotten
     calls.clear()
@@ -287,9 +284,10 @@ def test_conditioning_is_state_cameras_words_step_by_step(tiny_clip, separate):
     assert len(encoder.vision_encoders) == (2 if separate else 1)
     batch = make_batch(config, size=2)
     images = {key: batch[key] for key in reversed(config.cameras)}  # the order of the dict must not matter
-    conditioning = encoder(batch["observation.state"], images, batch["task"])
+    words = encoder.text_features(batch["task"])
+    frames = {key: encoder.image_features(key, pictures, words) for key, pictures in images.items()}
+    conditioning = encoder.assemble([batch["observation.state"]], frames, words)
     assert conditioning.shape == (2, encoder.conditioning_dim) == (2, 2 * (7 + 2 * 8 + 128))
-    words = encoder.text_encoder(batch["task"])
     for sample in range(2):
         for step in range(2):
             parts = [batch["observation.state"][sample, step]]

@@ -14,6 +14,7 @@ from dit_policy_ros.policy.configuration import (
     TransformerConfig,
 )
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
+from dit_policy_ros.policy.sampling import Sampling
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
 
 
@@ -79,7 +80,7 @@ def test_relative_training_does_not_see_where_the_arm_is(make_policy):
     policy = make_policy()
     batch = make_batch(policy.config, 4)
     moved = batch | {"action": batch["action"] + 0.3, "observation.state": batch["observation.state"] + 0.3}
-    policy.encode = lambda batch: torch.zeros(4, policy.observation_encoder.conditioning_dim)
+    policy.encode = lambda *_: torch.zeros(4, policy.observation_encoder.conditioning_dim)
     losses = []
     for each in (batch, moved, batch | {"action": moved["action"]}):
         torch.manual_seed(3)
@@ -101,7 +102,7 @@ def test_a_call_leaves_no_trace(make_policy):
     for key, value in batch.items():
         assert value == before[key] if key == "task" else torch.equal(value, before[key])
     with pytest.raises(ValueError, match="denoising_steps"):
-        policy.predict_chunk(batch, denoising_steps=0)
+        policy.predict_chunk(batch, Sampling(denoising_steps=0))
     assert policy.training
 
 
@@ -126,11 +127,11 @@ def test_denoising_steps_may_change_with_each_call(make_policy):
     policy.noise_predictor.register_forward_hook(lambda *_: calls.append(1))
     for steps in (1, 7, 100):
         calls.clear()
-        policy.predict_chunk(observation(policy), denoising_steps=steps)
+        policy.predict_chunk(observation(policy), Sampling(denoising_steps=steps))
         assert len(calls) == steps
     for steps in (0, -1, 101):
         with pytest.raises(ValueError, match=f"denoising_steps must be 1 to 100, got {steps}"):
-            policy.predict_chunk(observation(policy), denoising_steps=steps)
+            policy.predict_chunk(observation(policy), Sampling(denoising_steps=steps))
     with pytest.raises(ValueError, match=r"noise must have the shape \(2, 16, 7\)"):
         policy.predict_chunk(observation(policy), noise=torch.randn(1, 16, 7))
 
@@ -192,7 +193,8 @@ def test_noise_draws_encode_once_and_denoise_several(make_policy):
     seen = []
     policy.noise_predictor.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
     encoded = []
-    policy.observation_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(output))
+    encode = policy.encode
+    policy.encode = lambda *arguments: encoded.append(encode(*arguments)) or encoded[-1]
     policy.loss(make_batch(policy.config, 2))
     (noisy, timestep, conditioning), (encoding,) = seen[0], encoded
     assert noisy.shape == (6, 16, 7)

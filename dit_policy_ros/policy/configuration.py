@@ -42,8 +42,8 @@ class VisionConfig(draccus.ChoiceRegistry):
     """What is common to the vision encoders: from the camera's picture to the encoder's input.
 
     The picture is scaled, keeping its aspect ratio, until it just covers `resize_shape` (`resize_mode`
-    "stretch", for LeRobot's checkpoints, scales it to exactly that shape instead), then cut to `crop_shape` (default: `resize_shape`): at the centre at inference, anywhere at training if
-    `crop_is_random`. Training may also shift the window by up to `random_shift` pixels, edges replicated
+    "stretch", for LeRobot's checkpoints, scales it to exactly that shape instead), then cut to `crop_shape`
+    (default: `resize_shape`): at the centre at inference, anywhere at training if `crop_is_random`. Training may also shift the window by up to `random_shift` pixels, edges replicated
     (DrQ-v2, arXiv 2107.09645). Shapes are (H, W).
     """
 
@@ -418,8 +418,18 @@ class PolicyConfig:
 
     @property
     def state_dim(self) -> int:
-        """Length of the state vector."""
-        return self.input_features[STATE].shape[0]
+        """Length of the robot's state vector; 0 for a policy that has none."""
+        return self.input_features[STATE].shape[0] if STATE in self.input_features else 0
+
+    @property
+    def environment_state_dim(self) -> int:
+        """Length of the environment's state vector; 0 for a policy that has none."""
+        return self.input_features[ENVIRONMENT_STATE].shape[0] if ENVIRONMENT_STATE in self.input_features else 0
+
+    @property
+    def environment_state_mode(self) -> NormalizationMode:
+        """How the environment's state is normalised: as the robot's, unless the mapping has a mode for ENV."""
+        return self.normalization_mapping.get("ENV") or self.normalization_mapping["STATE"]
 
     @property
     def action_dim(self) -> int:

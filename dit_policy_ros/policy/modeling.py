@@ -3,18 +3,18 @@
 After "A Careful Examination of Large Behavior Models" (arXiv 2507.05331) and LeRobot's `multi_task_dit`.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .configuration import ACTION, ACTION_IS_PAD, STATE, TASK, PolicyConfig
+from .configuration import ACTION, ACTION_IS_PAD, ENVIRONMENT_STATE, STATE, TASK, PolicyConfig
 from .encoders import ObservationEncoder
+from .evaluation import EvaluationMode
 from .normalization import Normalizer, Stats, stats_to_lists
 from .objectives import make_objective, masked_mse
-from .sampling import draw_noise, sample
+from .sampling import Sampling, check_noise, draw_noise, draw_step_noise, guide, make_plan
 from .transformer import DiffusionTransformer
 
 
@@ -22,8 +22,8 @@ class MultitaskDiTPolicy(nn.Module):
     """A policy with everything it needs to act: encoders, transformer, objective, and its data's statistics.
 
     A batch maps feature keys to tensors or arrays: `observation.images.<camera>` (B, n_obs, 3, H, W) uint8
-    (or float in [0, 1]), `observation.state` (B, n_obs, S), both earliest first; `task`: B instructions.
-    Training adds `action` (B, horizon, A), absolute, in units, and `action_is_pad` (B, horizon) bool. No
+    (or float in [0, 1]), `observation.state` and `observation.environment_state` (B, n_obs, S), all earliest
+    first, as far as the policy has them; `task`: B instructions, if it reads any. Training adds `action` (B, horizon, A), absolute, in units, and `action_is_pad` (B, horizon) bool. No
     batch is ever changed.
     """
 
@@ -37,83 +37,211 @@ class MultitaskDiTPolicy(nn.Module):
         self.config = config
         self.stats = stats_to_lists(stats)
         modes = config.normalization_mapping
-        self.state_normalizer = Normalizer(STATE, modes["STATE"], config.state_dim, stats)
+        self.state_normalizer = self.environment_state_normalizer = None
+        if config.state_dim:
+            self.state_normalizer = Normalizer(STATE, modes["STATE"], config.state_dim, stats)
+        if config.environment_state_dim:
+            mode = config.environment_state_mode
+            dim = config.environment_state_dim
+            self.environment_state_normalizer = Normalizer(ENVIRONMENT_STATE, mode, dim, stats)
         self.action_normalizer = Normalizer(ACTION, modes["ACTION"], config.action_dim, stats)
         self.observation_encoder = ObservationEncoder(config, tokenizer)
         self.noise_predictor = DiffusionTransformer(
             config.transformer, config.action_dim, config.horizon, self.observation_encoder.conditioning_dim
         )
         self.objective = make_objective(config.objective)
+        self._evaluation = EvaluationMode()
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.noise_predictor.output_proj.weight.device
 
+    @property
+    def text_modulates_vision(self) -> bool:
+        """Whether a picture's feature depends on the instruction, so that it holds for that instruction only."""
+        return bool(self.config.cameras) and self.config.observation_encoder.vision.is_modulated_by_text
+
+    def reset_buffers(self, device: torch.device | str) -> None:
+        """Makes every table that is not in the state_dict anew, on a device.
+
+        For a policy built on the meta device, once its weights are assigned: all else comes from the weights.
+        """
+        for module in self.modules():
+            if module is not self and hasattr(module, "reset_buffers"):
+                module.reset_buffers(device)
+
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """The objective's loss, a scalar, on fresh noise and timesteps.
 
-        In training mode pictures are cut at random and `state_noise` is added; in evaluation mode neither.
+        In training mode pictures are cut at random, `state_noise` is added and a share `instruction_dropout` of
+        the samples gets no instruction; in evaluation mode nothing of that. With `max_delay` a sample's first
+        steps are given clean in both modes and the loss is that of the others.
         """
         config = self.config
-        conditioning = self.encode(batch)
+        conditioning = self.encode(batch, self._without_instruction(batch))
         count = len(conditioning)
         actions = self._tensor(batch, ACTION, (count, config.horizon, config.action_dim)).float()
         actions = self.action_normalizer(actions - self._action_origin(batch))
-        is_pad = None
+        ignored = None
         if config.do_mask_loss_for_padding:
-            is_pad = self._tensor(batch, ACTION_IS_PAD, (count, config.horizon)).bool()
+            ignored = self._tensor(batch, ACTION_IS_PAD, (count, config.horizon)).bool()
 
         draws = config.objective.noise_draws
         if draws > 1:
             conditioning, actions = (x.repeat_interleave(draws, dim=0) for x in (conditioning, actions))
-            is_pad = None if is_pad is None else is_pad.repeat_interleave(draws, dim=0)
-        timestep = self.objective.draw_timesteps(len(actions), actions.device)
-        noisy, target = self.objective.corrupt(actions, torch.randn_like(actions), timestep)
-        return masked_mse(self.noise_predictor(noisy, timestep, conditioning), target, is_pad)
+            ignored = None if ignored is None else ignored.repeat_interleave(draws, dim=0)
+        drawn = self.objective.draw_timesteps(len(actions), actions.device)
+        noisy, target = self.objective.corrupt(actions, torch.randn_like(actions), drawn)
+        timestep = self.objective.embedding_timestep(drawn)
+        if config.max_delay > 0:
+            committed = self._draw_committed(len(actions))
+            noisy = torch.where(committed.unsqueeze(-1), actions, noisy)
+            timestep = torch.where(committed, self.objective.clean_timestep, timestep.unsqueeze(1))
+            ignored = committed if ignored is None else ignored | committed
+        return masked_mse(self.noise_predictor(noisy, timestep, conditioning), target, ignored)
 
-    def encode(self, batch: Mapping[str, Any]) -> Tensor:
-        """The conditioning (B, conditioning_dim) of a batch's observations and instructions."""
-        state = self.state_normalizer(self._state(batch))
-        if self.training and self.config.state_noise > 0:
-            state = state + self.config.state_noise * torch.randn_like(state)
-        images = {key: self._images(batch, key, len(state)) for key in self.observation_encoder.cameras}
-        return self.observation_encoder(state, images, self._tasks(batch, len(state)))
+    def _without_instruction(self, batch: Mapping[str, Any]) -> bool | Tensor:
+        """Which samples train without their instruction, (B,) bool, or False for none."""
+        share = self.config.instruction_dropout
+        if share == 0 or not self.training:
+            return False
+        return torch.rand(self._count(batch), device=self.device) < share
+
+    def _draw_committed(self, count: int) -> Tensor:
+        """Which steps are given clean, (count, horizon) bool: those of a delay uniform in 0 to max_delay.
+
+        The delay counts from the newest observation. The steps before it are past, and known whenever any step
+        is committed, since they belong to the same chunk in motion (arXiv 2512.05964, section 4, has no past).
+        """
+        config = self.config
+        delay = torch.randint(config.max_delay + 1, (count, 1), device=self.device)
+        known = torch.where(delay > 0, delay + config.n_obs_steps - 1, 0)
+        return torch.arange(config.horizon, device=self.device) < known
+
+    def encode(self, batch: Mapping[str, Any], without_instruction: bool | Tensor = False) -> Tensor:
+        """The conditioning (B, conditioning_dim) of a batch's observations and instructions.
+
+        without_instruction: True, or (B,) bool for some samples, puts a learned vector in the place of the words,
+        also where they modulate vision. Raises ValueError for a batch that does not fit, or if the policy has
+        not learned that vector (instruction_dropout 0).
+        """
+        count = self._count(batch)
+        text = self.text_features(self._tasks(batch, count), without_instruction)
+        frames = {}
+        for key in self.observation_encoder.cameras:
+            images = self._images(key, self._read(batch, key), (count, self.config.n_obs_steps))
+            frames[key] = self.observation_encoder.image_features(key, images, text)
+        state, environment_state = (
+            self._read(batch, key) if key in self.config.input_features else None for key in (STATE, ENVIRONMENT_STATE)
+        )
+        return self.assemble(state, frames, text, environment_state)
+
+    def text_features(self, tasks: Sequence[str] | None, without_instruction: bool | Tensor = False) -> Tensor | None:
+        """The instructions' part of the conditioning, (B, text_dim); None if the policy reads none.
+
+        A policy that reads none takes the instructions it was trained on (config.tasks, if it names any) or no
+        tasks at all: anything else it cannot do, and it would do what it knows instead. Raises ValueError for
+        that, and as `encode` does.
+        """
+        if self.observation_encoder.text_encoder is None and self.config.tasks:
+            if unknown := [task for task in tasks or () if task not in self.config.tasks]:
+                raise ValueError(
+                    f"this policy reads no instructions and knows only {self.config.tasks}; it cannot do {unknown[0]!r}"
+                )
+        return self.observation_encoder.text_features(tasks, without_instruction)
+
+    def encode_frame(self, camera_key: str, images: Any, text: Tensor | None) -> Tensor:
+        """One frame's feature (B, image_dim), as `encode` computes it among others.
+
+        images (B, 3, H, W) uint8 or float in [0, 1]; text as `text_features` gives it, of which only a policy whose
+        `text_modulates_vision` takes notice. Raises ValueError for a camera the policy has not, and for images
+        that do not fit.
+        """
+        if camera_key not in self.config.cameras:
+            raise ValueError(f"the policy has no camera {camera_key}; it has {list(self.config.cameras)}")
+        if text is None and self.text_modulates_vision:
+            raise ValueError(f"the words modulate what this policy sees: encode_frame({camera_key!r}) needs `text`")
+        images = self._images(camera_key, images, (None,))
+        return self.observation_encoder.image_features(camera_key, images.unsqueeze(1), text)[:, 0]
+
+    def assemble(
+        self, state: Any | None, frames: Mapping[str, Tensor], text: Tensor | None, environment_state: Any | None = None
+    ) -> Tensor:
+        """The conditioning (B, conditioning_dim) from its parts, None for what the policy does not take.
+
+        state and environment_state (B, n_obs, S) in units; frames {camera key: (B, n_obs, image_dim)}; text
+        (B, text_dim). In training mode `state_noise` is added. Raises ValueError for a part that is missing, not
+        taken, of another shape, or not finite.
+        """
+        encoder, steps = self.observation_encoder, self.config.n_obs_steps
+        states = []
+        for key, normalizer, value in (
+            (STATE, self.state_normalizer, state),
+            (ENVIRONMENT_STATE, self.environment_state_normalizer, environment_state),
+        ):
+            if (normalizer is None) != (value is None):
+                raise ValueError(f"{key} is {'needed' if value is None else 'not an input of this policy'}")
+            if normalizer is not None:
+                states.append(normalizer(self._state(key, value)))
+        if states and self.state_normalizer is not None and self.training and self.config.state_noise > 0:
+            states[0] = states[0] + self.config.state_noise * torch.randn_like(states[0])
+        if set(frames) != set(encoder.cameras):
+            raise ValueError(f"frames are needed of {encoder.cameras}, got {list(frames)}")
+        if (text is None) != (encoder.text_encoder is None):
+            raise ValueError(f"text features are {'needed' if text is None else 'not an input of this policy'}")
+        parts = states + [frames[key] for key in encoder.cameras]
+        for key, part in frames.items():
+            if part.shape != (len(parts[0]), steps, encoder.image_dim):
+                raise ValueError(
+                    f"features of {key} have shape {tuple(part.shape)}, "
+                    f"the policy takes {(len(parts[0]), steps, encoder.image_dim)}"
+                )
+        return encoder.assemble(states, frames, text)
 
     def sample(
         self,
         conditioning: Tensor,
-        denoising_steps: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008: frozen
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        unconditional: Tensor | None = None,
     ) -> Tensor:
-        """Normalised actions (B, horizon, A) for a conditioning (B, conditioning_dim).
+        """Normalised actions (B * candidates, horizon, A) for a conditioning (B, C); an observation's stand together.
 
-        noise (B, horizon, A) is the start of the loop, drawn from the generator if not given. Raises
-        ValueError for steps outside 1 to objective.max_denoising_steps.
+        noise (B * candidates, horizon, A) is the start of the loop, drawn from the generator if not given.
+        unconditional (B, C) is `encode(batch, without_instruction=True)`, for a guidance_scale other than 1. Raises
+        ValueError for choices the policy cannot follow, noise that does not fit, and if unconditional is missing.
         """
-        objective = self.config.objective
-        steps = objective.denoising_steps if denoising_steps is None else denoising_steps
-        if not 1 <= steps <= objective.max_denoising_steps:
-            raise ValueError(f"denoising_steps must be 1 to {objective.max_denoising_steps}, got {steps}")
+        chosen = sampling.resolve(self.config)
+        conditioning = conditioning.repeat_interleave(chosen.candidates, dim=0)
         shape = (len(conditioning), self.config.horizon, self.config.action_dim)
-        if noise is None:
-            noise = draw_noise(shape, conditioning, generator)
-        elif noise.shape != shape:
-            raise ValueError(f"noise must have the shape {shape} (batch, horizon, actions), got {tuple(noise.shape)}")
-        return sample(
-            lambda x, timestep: self.noise_predictor(x, timestep, conditioning),
-            noise.to(conditioning),
-            self.objective,
-            steps,
-            generator,
-        )
+        noise = draw_noise(shape, conditioning, generator) if noise is None else check_noise(noise, shape)
+        noise = noise.to(conditioning)
+        plan = make_plan(self.objective, chosen.sampler, chosen.denoising_steps, conditioning.device)
+        if chosen.guidance_scale != 1:
+            if unconditional is None:
+                raise ValueError(
+                    f"guidance_scale {chosen.guidance_scale} needs `unconditional`, the conditioning without the "
+                    "instruction: policy.encode(batch, without_instruction=True)"
+                )
+            unconditional = unconditional.repeat_interleave(chosen.candidates, dim=0)
+            conditioning = torch.cat([conditioning, unconditional])
+
+        def predict(x: Tensor, call: int) -> Tensor:
+            if len(conditioning) == len(x):
+                return self.noise_predictor(x, plan.timesteps[call].expand(len(x)), conditioning)
+            doubled = torch.cat([x, x])
+            out = self.noise_predictor(doubled, plan.timesteps[call].expand(len(doubled)), conditioning)
+            return guide(*out.chunk(2), chosen.guidance_scale)
+
+        return plan.run(predict, noise, draw_step_noise(plan, noise, generator))
 
     @torch.inference_mode()
     def predict_chunk(
         self,
         batch: Mapping[str, Any],
-        denoising_steps: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008: frozen
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -121,8 +249,8 @@ class MultitaskDiTPolicy(nn.Module):
 
         Row 0 belongs to the newest observation. Arguments as for `sample`.
         """
-        with _evaluating(self):
-            actions = self.sample(self.encode(batch), denoising_steps, noise, generator)
+        with self._evaluation(self):
+            actions = self.sample(self.encode(batch), sampling, noise, generator)
         actions = self.action_normalizer.undo(actions[:, self.config.n_obs_steps - 1 :])
         return actions + self._action_origin(batch)
 
@@ -141,48 +269,75 @@ class MultitaskDiTPolicy(nn.Module):
         """What actions are relative to: the newest state's joints, (B, 1, A), or nothing."""
         if self.config.action_mode == "absolute":
             return 0.0
-        return self._state(batch)[:, -1:, self.config.action_state_indices]
+        return self._state(STATE, self._read(batch, STATE))[:, -1:, self.config.action_state_indices]
 
-    def _state(self, batch: Mapping[str, Any]) -> Tensor:
-        return self._tensor(batch, STATE, (None, self.config.n_obs_steps, self.config.state_dim)).float()
+    def _count(self, batch: Mapping[str, Any]) -> int:
+        """How many samples a batch has: as many as its first input says."""
+        return len(self._read(batch, next(iter(self.config.input_features))))
 
-    def _images(self, batch: Mapping[str, Any], key: str, count: int) -> Tensor:
+    def _state(self, key: str, value: Any) -> Tensor:
+        """A state (B, n_obs, S), float32 and finite, on the policy's device."""
+        config = self.config
+        dim = config.input_features[key].shape[0]
+        value = self._shaped(key, value, (None, config.n_obs_steps, dim))
+        if not value.is_floating_point():
+            raise ValueError(f"{key} is {_name(value.dtype)}; the policy takes floating-point values in units")
+        if not value.isfinite().all():
+            sample, step, index = (~value.isfinite()).nonzero()[0].tolist()
+            raise ValueError(
+                f"{key} is not finite: dimension {index} of sample {sample} at observation step {step} is "
+                f"{value[sample, step, index].item()}"
+            )
+        return value.to(self.device, torch.float32)
+
+    def _images(self, key: str, value: Any, lead: tuple[int | None, ...]) -> Tensor:
+        """Pictures (*lead, 3, H, W) on the policy's device, as recorded or as a training cache holds them scaled."""
         height, width = self.config.cameras[key]
         resized = self.observation_encoder.resized_shapes[key]
-        if key in batch and tuple(batch[key].shape[-2:]) == resized:
+        if tuple(getattr(value, "shape", ()))[-2:] == resized:
             height, width = resized
-        images = self._tensor(batch, key, (count, self.config.n_obs_steps, 3, height, width))
+        images = self._shaped(key, value, (*lead, 3, height, width))
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"{key}: pictures are uint8, or floating-point in [0, 1]; got {_name(images.dtype)}")
         if images.is_floating_point() and not 0 <= images.amin() <= images.amax() <= 1:
             raise ValueError(
-                f"{key}: float pictures must lie in [0, 1], got {images.amin():.3g} to {images.amax():.3g}"
+                f"{key}: float pictures must lie in [0, 1], got {images.amin():.3g} to {images.amax():.3g}; "
+                "give 0 to 255 as uint8"
             )
-        return images
+        return images.to(self.device)
 
-    def _tasks(self, batch: Mapping[str, Any], count: int) -> list[str]:
+    def _tasks(self, batch: Mapping[str, Any], count: int) -> list[str] | None:
         tasks = batch.get(TASK)
+        if tasks is None and self.observation_encoder.text_encoder is None:
+            return None
         if tasks is None or isinstance(tasks, str) or len(tasks) != count:
             raise ValueError(f"batch[{TASK!r}] must be a list of {count} instructions, one a sample; got {tasks!r}")
         return list(tasks)
 
     def _tensor(self, batch: Mapping[str, Any], key: str, shape: tuple[int | None, ...]) -> Tensor:
         """A batch's entry on the policy's device; its shape must be as given, None fitting any length."""
+        return self._shaped(key, self._read(batch, key), shape).to(self.device)
+
+    def _read(self, batch: Mapping[str, Any], key: str) -> Any:
         if key not in batch:
             raise ValueError(f"the batch lacks {key}; it has {sorted(batch)}")
-        value = torch.as_tensor(batch[key], device=self.device)
-        if len(value.shape) != len(shape) or any(w not in (None, n) for n, w in zip(value.shape, shape, strict=True)):
-            wanted = tuple("batch" if length is None else length for length in shape)
-            raise ValueError(f"{key} has shape {tuple(value.shape)}, the policy takes {wanted}")
-        return value
+        return batch[key]
+
+    def _shaped(self, key: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
+        """A value as a tensor where it is; checks are made there, so that an array's wait for no device."""
+        value = torch.as_tensor(value)
+        fits = [w in (None, n) for n, w in zip(value.shape, shape, strict=False)]
+        if len(value.shape) == len(shape) and all(fits):
+            return value
+        wanted = tuple("batch" if length is None else length for length in shape)
+        message = f"{key} has shape {tuple(value.shape)}, the policy takes {wanted}"
+        if key in self.config.input_features and len(value.shape) == len(shape) and not fits[1]:
+            message += (
+                f": {self.config.n_obs_steps} observation steps, earliest first. Where an episode has only begun, "
+                "repeat its first observation"
+            )
+        raise ValueError(message)
 
 
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, the mode it had afterwards."""
-    training = module.training
-    if training:
-        module.eval()
-    try:
-        yield
-    finally:
-        if training:
-            module.train()
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

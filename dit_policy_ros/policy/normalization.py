@@ -38,10 +38,14 @@ class Normalizer(nn.Module):
         centre, scale = _centre_and_scale(key, mode, dim, stats)
         scale = torch.where(scale <= NEGLIGIBLE * centre.abs().clamp_min(1), 0.0, scale)
         inverse = torch.where(scale > 0, 1 / scale, 0.0)
+        self._table = {"centre": centre.float(), "scale": scale.float(), "inverse_scale": inverse.float()}
+        self.reset_buffers("cpu")
+
+    def reset_buffers(self, device: torch.device | str) -> None:
+        """Makes the tables that are not in the state_dict anew, on a device."""
         # Statistics are a file of their own in a checkpoint, so they stay out of the state_dict.
-        self.register_buffer("centre", centre.float(), persistent=False)
-        self.register_buffer("scale", scale.float(), persistent=False)
-        self.register_buffer("inverse_scale", inverse.float(), persistent=False)
+        for name, table in self._table.items():
+            self.register_buffer(name, table.to(device, copy=True), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) in units -> (..., dim) normalised."""
@@ -54,7 +58,7 @@ class Normalizer(nn.Module):
 
 def _centre_and_scale(key: str, mode: NormalizationMode, dim: int, stats: Stats) -> tuple[Tensor, Tensor]:
     if mode == "IDENTITY":
-        return torch.zeros(dim, dtype=torch.float64), torch.ones(dim, dtype=torch.float64)
+        return torch.zeros(dim, dtype=torch.float64, device="cpu"), torch.ones(dim, dtype=torch.float64, device="cpu")
     low, high = ("min", "max") if mode == "MIN_MAX" else ("mean", "std")
     first, second = _statistic(key, low, dim, stats), _statistic(key, high, dim, stats)
     if mode == "MEAN_STD":
@@ -69,7 +73,8 @@ def _centre_and_scale(key: str, mode: NormalizationMode, dim: int, stats: Stats)
 def _statistic(key: str, name: str, dim: int, stats: Stats) -> Tensor:
     if key not in stats or name not in stats[key]:
         raise StatsError(f"statistics lack {name} of {key}; compute them from the dataset the policy is trained on")
-    value = torch.as_tensor(stats[key][name], dtype=torch.float64).flatten()
+    # On the CPU whatever the default device is: a model may be built on the meta device, its statistics are known.
+    value = torch.as_tensor(stats[key][name], dtype=torch.float64, device="cpu").flatten()
     if value.shape != (dim,):
         raise StatsError(f"statistics of {key}: {name} has {len(value)} values, the feature has {dim}")
     if not value.isfinite().all():
@@ -80,6 +85,6 @@ def _statistic(key: str, name: str, dim: int, stats: Stats) -> Tensor:
 def stats_to_lists(stats: Stats) -> dict[str, dict[str, Any]]:
     """The statistics as plain lists, for JSON."""
     return {
-        key: {name: torch.as_tensor(value, dtype=torch.float64).tolist() for name, value in entry.items()}
+        key: {name: torch.as_tensor(value, dtype=torch.float64, device="cpu").tolist() for name, value in entry.items()}
         for key, entry in stats.items()
     }

@@ -1,7 +1,7 @@
 """What the transformer is trained to predict: the noise schedules, the noisy actions, the targets and the loss.
 
-Both objectives offer the same three things: `draw_timesteps`, `corrupt` (noisy actions and target) and, for
-sampling, their tables. Actions here are normalised, (B, horizon, A).
+Both objectives offer the same: `draw_timesteps`, `corrupt` (noisy actions and target), what the transformer is
+told of a timestep (`embedding_timestep`, `clean_timestep`) and, for sampling, their tables. Actions here are normalised, (B, horizon, A).
 """
 
 import math
@@ -26,7 +26,8 @@ def cosine_alphas_cumprod(num_train_timesteps: int) -> Tensor:
         min(1 - signal((i + 1) / num_train_timesteps) / signal(i / num_train_timesteps), 0.999)
         for i in range(num_train_timesteps)
     ]
-    return torch.cumprod(1.0 - torch.tensor(betas, dtype=torch.float32), dim=0)
+    # On the CPU whatever the default device is, so that the last bit does not depend on it.
+    return torch.cumprod(1.0 - torch.tensor(betas, dtype=torch.float32, device="cpu"), dim=0)
 
 
 def masked_mse(prediction: Tensor, target: Tensor, is_pad: Tensor | None) -> Tensor:
@@ -42,14 +43,32 @@ def masked_mse(prediction: Tensor, target: Tensor, is_pad: Tensor | None) -> Ten
 
 
 class Diffusion(nn.Module):
-    """DDPM: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (arXiv 2006.11239, eq. 4)."""
+    """DDPM: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (arXiv 2006.11239, eq. 4).
+
+    The target is the noise, x_0, or v = sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x_0 (arXiv 2202.00512,
+    appendix D).
+    """
 
     alphas_cumprod: Tensor
 
     def __init__(self, config: DiffusionConfig):
         super().__init__()
         self.config = config
-        self.register_buffer("alphas_cumprod", cosine_alphas_cumprod(config.num_train_timesteps), persistent=False)
+        self.reset_buffers("cpu")
+
+    def reset_buffers(self, device: torch.device | str) -> None:
+        """Makes the table that is not in the state_dict anew, on a device."""
+        table = cosine_alphas_cumprod(self.config.num_train_timesteps)
+        self.register_buffer("alphas_cumprod", table.to(device), persistent=False)
+
+    @property
+    def clean_timestep(self) -> float:
+        """What the transformer is told of a step that is given clean: the one before 0, where alpha_bar is 1."""
+        return -1.0
+
+    def embedding_timestep(self, timestep: Tensor) -> Tensor:
+        """What the transformer's embedding is given for timesteps of any shape, float32."""
+        return timestep.float()
 
     def draw_timesteps(self, count: int, device: torch.device) -> Tensor:
         """Training timesteps, (count,) int64, uniform over the schedule."""
@@ -58,8 +77,9 @@ class Diffusion(nn.Module):
     def corrupt(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """The noisy actions and what to predict from them, both as clean (B, T, A); timestep (B,)."""
         alpha_bar = self.alphas_cumprod[timestep].view(-1, 1, 1)
-        noisy = alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
-        return noisy, noise if self.config.prediction_type == "epsilon" else clean
+        signal, spread = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        targets = {"epsilon": noise, "sample": clean, "v_prediction": signal * noise - spread * clean}
+        return signal * clean + spread * noise, targets[self.config.prediction_type]
 
 
 class FlowMatching(nn.Module):
@@ -68,6 +88,15 @@ class FlowMatching(nn.Module):
     def __init__(self, config: FlowMatchingConfig):
         super().__init__()
         self.config = config
+
+    @property
+    def clean_timestep(self) -> float:
+        """What the transformer is told of a step that is given clean: that it is data, t = 1."""
+        return self.config.timestep_scale
+
+    def embedding_timestep(self, timestep: Tensor) -> Tensor:
+        """What the transformer's embedding is given for timesteps of any shape, float32."""
+        return self.config.timestep_scale * timestep
 
     def draw_timesteps(self, count: int, device: torch.device) -> Tensor:
         """Training times in [0, 1], (count,) float32."""

@@ -37,8 +37,9 @@ class SinusoidalEmbedding(nn.Module):
 
 def rope_tables(horizon: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary position embedding (arXiv 2104.09864, eq. 15), each (horizon, head_dim)."""
-    frequencies = 1.0 / (base ** (torch.arange(0, head_dim, 2).float() / head_dim))
-    angles = torch.outer(torch.arange(horizon).float(), frequencies).repeat(1, 2)
+    # On the CPU whatever the default device is, so that the last bit does not depend on it.
+    frequencies = 1.0 / (base ** (torch.arange(0, head_dim, 2, device="cpu").float() / head_dim))
+    angles = torch.outer(torch.arange(horizon, device="cpu").float(), frequencies).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 
@@ -60,9 +61,13 @@ class RotaryAttention(nn.Module):
         self.dropout = config.dropout
         self.qkv_proj = nn.Linear(config.hidden_dim, 3 * config.hidden_dim)
         self.out_proj = nn.Linear(config.hidden_dim, config.hidden_dim)
-        cos, sin = rope_tables(horizon, config.hidden_dim // config.num_heads, config.rope_base)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self._table = (horizon, config.hidden_dim // config.num_heads, config.rope_base)
+        self.reset_buffers("cpu")
+
+    def reset_buffers(self, device: torch.device | str) -> None:
+        """Makes the tables that are not in the state_dict anew, on a device."""
+        for name, table in zip(("cos", "sin"), rope_tables(*self._table), strict=True):
+            self.register_buffer(name, table.to(device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden), T at most the horizon."""
@@ -97,13 +102,24 @@ class TransformerBlock(nn.Module):
         nn.init.zeros_(modulation.bias)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), modulation)
 
-    def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        """x (B, T, hidden), features (B, 1 or T, features_dim) -> (B, T, hidden)."""
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(features).chunk(
+    def forward(self, x: Tensor, time: Tensor, conditioning: Tensor) -> Tensor:
+        """x (B, T, hidden), time (B, 1 or T, time_dim), conditioning (B, 1, C) -> (B, T, hidden)."""
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(time, conditioning).chunk(
             6, dim=-1
         )
         x = x + gate_msa * self.attend(modulate(self.norm1(x), shift_msa, scale_msa))
         return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+
+    def modulation(self, time: Tensor, conditioning: Tensor) -> Tensor:
+        """adaLN's output, (B, 1 or T, 6 * hidden), for time (B, 1 or T, time_dim) and conditioning (B, 1, C)."""
+        if time.shape[1] == 1:
+            return self.adaLN_modulation(torch.cat([time, conditioning], dim=-1))
+        # The layer is linear in silu(time) and silu(conditioning), and the second, most of its columns, is the
+        # same for all steps: one row of it is enough.
+        activation, linear = self.adaLN_modulation
+        of_time, of_conditioning = linear.weight.split([time.shape[-1], conditioning.shape[-1]], dim=1)
+        once = F.linear(activation(conditioning), of_conditioning, linear.bias)
+        return F.linear(activation(time), of_time) + once
 
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention over the steps, (B, T, hidden) -> (B, T, hidden)."""
@@ -135,11 +151,16 @@ class DiffusionTransformer(nn.Module):
         self.output_proj = nn.Linear(config.hidden_dim, action_dim)
 
     def forward(self, x: Tensor, timestep: Tensor, conditioning: Tensor) -> Tensor:
-        """x (B, horizon, A) noisy, timestep (B,), conditioning (B, C) -> (B, horizon, A)."""
-        features = torch.cat([self.time_mlp(timestep), conditioning], dim=-1).unsqueeze(1)
+        """x (B, horizon, A) noisy, timestep (B,) or (B, horizon), conditioning (B, C) -> (B, horizon, A).
+
+        A timestep for each step is for chunks of which some steps are clean (training-time real-time chunking,
+        arXiv 2512.05964).
+        """
+        time = self.time_mlp(timestep if timestep.dim() == 2 else timestep.unsqueeze(1))
+        conditioning = conditioning.unsqueeze(1)
         hidden = self.input_proj(x)
         if self.pos_embedding is not None:
             hidden = hidden + self.pos_embedding
         for block in self.transformer_blocks:
-            hidden = block(hidden, features)
+            hidden = block(hidden, time, conditioning)
         return self.output_proj(hidden)

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from dit_policy_ros.policy.checkpoint import load_checkpoint, save_checkpoint
 from dit_policy_ros.policy.configuration import PolicyConfig
-from dit_policy_ros.policy.encoders import Preprocessor
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
+from dit_policy_ros.policy.preprocessing import Preprocessor
 from dit_policy_training import cli
 from dit_policy_training.dataset import (
     FrameCache,

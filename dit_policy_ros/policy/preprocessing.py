@@ -1,0 +1,80 @@
+"""A camera's pictures as its encoder wants them: the one place where pixels are scaled, cut and normalised."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration import VisionConfig
+
+
+class Preprocessor(nn.Module):
+    """A camera's pictures as its encoder wants them: scaled, cut, normalised. The steps are VisionConfig's.
+
+    At training each sample gets a window of its own, the same for all of its observation steps, so that
+    motion between them stays what it was.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: VisionConfig, image_shape: tuple[int, int], normalize: bool):
+        super().__init__()
+        self.config = config
+        self.image_shape = image_shape
+        self.shape = config.input_shape(image_shape)
+        self._mean_std = (config.image_mean, config.image_std) if normalize else ((0.0,) * 3, (1.0,) * 3)
+        self.reset_buffers("cpu")
+
+    def reset_buffers(self, device: torch.device | str) -> None:
+        """Makes the tables that are not in the state_dict anew, on a device."""
+        for name, values in zip(("mean", "std"), self._mean_std, strict=True):
+            self.register_buffer(name, torch.tensor(values, device=device).view(3, 1, 1), persistent=False)
+
+    @property
+    def resized_shape(self) -> tuple[int, int]:
+        """(H, W) after scaling, before the cut."""
+        if self.config.resize_shape is None:
+            return self.image_shape
+        if self.config.resize_mode == "stretch":
+            return self.config.resize_shape
+        height, width = self.image_shape
+        scale = max(self.config.resize_shape[0] / height, self.config.resize_shape[1] / width)
+        return round(height * scale), round(width * scale)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, n_obs, 3, H, W), uint8 or float in [0, 1] -> (B, n_obs, 3, *shape) float32, normalised."""
+        batch, steps = images.shape[:2]
+        images = self.resize(images.flatten(0, 1))
+        images = self.cut(images.view(batch, steps, *images.shape[1:]))
+        return (images - self.mean) / self.std
+
+    def resize(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W), uint8 or float in [0, 1] -> (N, 3, *resized_shape) float32 in [0, 1].
+
+        Pictures that already have that shape pass, so a training cache may hold them scaled.
+        """
+        images = images.float() if images.is_floating_point() else images.float() / 255
+        if images.shape[-2:] == self.resized_shape:
+            return images
+        return F.interpolate(images, self.resized_shape, mode="bilinear", align_corners=False, antialias=True)
+
+    def cut(self, images: Tensor) -> Tensor:
+        """(B, n_obs, 3, H, W) -> (B, n_obs, 3, *shape)."""
+        (height, width), (rows, columns) = self.shape, images.shape[-2:]
+        # Round half to even, as torchvision's CenterCrop, so that foreign checkpoints see the same pixels.
+        top, left = round((rows - height) / 2), round((columns - width) / 2)
+        if not self.training:
+            return images[..., top : top + height, left : left + width]
+        y = self._window(len(images), top, rows, height, images.device)
+        x = self._window(len(images), left, columns, width, images.device)
+        sample = torch.arange(len(images), device=images.device).view(-1, 1, 1)
+        return images[sample, :, :, y[:, :, None], x[:, None, :]].permute(0, 3, 4, 1, 2)
+
+    def _window(self, count: int, centre: int, available: int, size: int, device: torch.device) -> Tensor:
+        """Indices (count, size) of random windows into `available` pixels; beyond the edge, the edge's."""
+        start = torch.full((count, 1), centre, device=device)
+        if self.config.crop_is_random:
+            start = torch.randint(available - size + 1, (count, 1), device=device)
+        shift = self.config.random_shift
+        start = start + torch.randint(-shift, shift + 1, (count, 1), device=device)
+        return (start + torch.arange(size, device=device)).clamp(0, available - 1)

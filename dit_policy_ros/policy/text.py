@@ -1,0 +1,120 @@
+"""The instruction as a vector."""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .configuration import ClipTextConfig, ConfigurationError, NoTextConfig, TextConfig
+from .towers import load_tower, reset_tower_buffers
+
+logger = logging.getLogger(__name__)
+
+TEXT_CACHE_SIZE = 1024
+
+
+class TextCache:
+    """The features of the instructions read last, for any number of threads.
+
+    The least recently used of TEXT_CACHE_SIZE instructions is forgotten first. A copy starts empty: it may
+    belong to other weights.
+    """
+
+    def __init__(self) -> None:
+        self._features: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["TextCache"], tuple[()]]:
+        return TextCache, ()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._features.clear()
+
+    def look_up(self, tasks: Sequence[str], encode: Callable[[str], Tensor]) -> list[Tensor]:
+        """The feature of each instruction, made by `encode` where it is not known."""
+        # Held during encode: a Hugging Face tokenizer must not be used by two threads at once.
+        with self._lock:
+            found: dict[str, Tensor] = {}
+            for task in dict.fromkeys(tasks):
+                found[task] = self._features[task] if task in self._features else encode(task)
+                self._features[task] = found[task]
+                self._features.move_to_end(task)
+            while len(self._features) > TEXT_CACHE_SIZE:
+                self._features.popitem(last=False)
+        return [found[task] for task in tasks]
+
+
+class ClipText(nn.Module):
+    """A frozen CLIP text tower's pooled output, then a trained projection.
+
+    The tower runs once an instruction, its output is kept. The projection is trained and so is applied each
+    time.
+    """
+
+    def __init__(self, config: ClipTextConfig, features_dim: int, tokenizer: Any | None):
+        super().__init__()
+        self.tokenizer = tokenizer or _load_tokenizer(config)
+        self.text_encoder: Any = load_tower("CLIPText", config.model, config.model_config)
+        self.text_encoder.requires_grad_(False).eval()
+        self.projection = nn.Linear(self.text_encoder.config.hidden_size, features_dim)
+        self._cache = TextCache()
+        self.register_load_state_dict_post_hook(lambda module, _: module._cache.clear())
+
+    def forward(self, tasks: Sequence[str]) -> Tensor:
+        """B instructions -> (B, features_dim). Raises ValueError for one without words."""
+        return self.projection(self.pooled(tasks))
+
+    def pooled(self, tasks: Sequence[str]) -> Tensor:
+        """B instructions -> the frozen tower's output (B, tower's width)."""
+        for index, task in enumerate(tasks):
+            if not isinstance(task, str) or not task.strip():
+                raise ValueError(f"task {index} of the batch is {task!r}; expected an instruction in words")
+        # A copy, so that what was kept in inference mode may serve a training step.
+        return torch.stack(self._cache.look_up(tasks, self._encode))
+
+    # Each alone, not as a batch: a feature must not depend, in its last bits, on what else was asked for.
+    @torch.no_grad()
+    def _encode(self, task: str) -> Tensor:
+        limit = self.text_encoder.config.max_position_embeddings
+        tokens = self.tokenizer(task, return_tensors="pt")["input_ids"]
+        if tokens.shape[1] > limit:
+            logger.warning("CLIP reads %d tokens; the end is cut from %r of %d", limit, task, tokens.shape[1])
+            tokens = self.tokenizer(task, truncation=True, max_length=limit, return_tensors="pt")["input_ids"]
+        return self.text_encoder(input_ids=tokens.to(self.projection.weight.device)).pooler_output[0]
+
+    def reset_buffers(self, device: torch.device | str) -> None:
+        """Makes the tables that are not in the state_dict anew, on a device."""
+        reset_tower_buffers(self.text_encoder, device)
+
+    def train(self, mode: bool = True) -> "ClipText":
+        """The frozen tower stays in evaluation mode."""
+        super().train(mode)
+        self.text_encoder.eval()
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ClipText":
+        self._cache.clear()  # another device or dtype
+        return super()._apply(fn, recurse)
+
+
+def make_text_encoder(config: TextConfig, features_dim: int, tokenizer: Any | None) -> ClipText | None:
+    """The text encoder a configuration describes, None for a policy without words."""
+    if isinstance(config, NoTextConfig):
+        return None
+    if isinstance(config, ClipTextConfig):
+        return ClipText(config, features_dim, tokenizer)
+    raise TypeError(f"no text encoder for {type(config).__name__}; registered: clip, none")
+
+
+def _load_tokenizer(config: ClipTextConfig) -> Any:
+    if config.model_config is not None:
+        raise ConfigurationError("text.model_config is given: pass the tokenizer as well, a configuration has none")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(config.model)

@@ -1,25 +1,253 @@
-"""From noise to actions: the loops of DDPM, DDIM and Euler integration.
+"""From noise to actions: what a sampler is asked for (`Sampling`), and the samplers themselves (`Plan`).
 
-A loop takes `predict(x (B, T, A), timestep (B,)) -> (B, T, A)`, the transformer with its conditioning filled
-in.
+A plan is a sampler with its number of steps, all its coefficients worked out when it is made. Its loop, `run`, calls
+`predict(x (B, T, A), call) -> (B, T, A)`, the transformer with the conditioning and the timestep
+`plan.timesteps[call]` filled in, and never waits for the device, so that the whole of it fits one CUDA graph.
+
+| objective | sampler | network calls a step | source |
+|---|---|---|---|
+| diffusion | `ddpm` | 1, random | arXiv 2006.11239, eq. 6 and 7 |
+| | `ddim` | 1 | arXiv 2010.02502, eq. 12 with sigma = 0 |
+| | `dpm_solver++` | 1 | arXiv 2211.01095, algorithm 2 (2M), the last step of first order |
+| flow matching | `euler` | 1 | |
+| | `heun` | 2 | explicit trapezoid |
+| | `rk4` | 4 | the classical Runge-Kutta method |
 """
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
+from .configuration import ObjectiveConfig, PolicyConfig
 from .objectives import Diffusion, FlowMatching
 
-Predict = Callable[[Tensor, Tensor], Tensor]
+Predict = Callable[[Tensor, int], Tensor]
+"""(x (B, T, A), number of the call) -> the transformer's output (B, T, A)."""
+
+Joining = Literal["guided", "guided_cheap", "prefix"]
 
 
-def draw_noise(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+@dataclass(frozen=True)
+class Sampling:
+    """How a chunk is sampled; None: as the policy's configuration says.
+
+    `denoising_steps` are steps of the sampler: `heun` calls the network twice in each, `rk4` four times.
+    `guidance_scale` s is that of classifier-free guidance: prediction without the instruction + s * (with - without).
+    `candidates` chunks are sampled in one batch and the best is kept (candidates.py); how much a step's distance from
+    the chunk in motion counts falls by `coherence_decay` a step.
+
+    `joining` says how a chunk is made to agree with the one in motion, if there is one (realtime.py): by guidance
+    with the network's Jacobian, by guidance without it, or by giving its committed steps as a clean prefix; None:
+    the chunk in motion only serves to choose among the candidates. `max_guidance` bounds the guidance's weight (beta in
+    arXiv 2506.07339).
+    """
+
+    sampler: str | None = None
+    denoising_steps: int | None = None
+    guidance_scale: float | None = None
+    candidates: int = 1
+    coherence_decay: float = 0.5
+    joining: Joining | None = "guided"
+    max_guidance: float = 5.0
+
+    def resolve(self, config: PolicyConfig) -> "ResolvedSampling":
+        """The same with nothing left open. Raises ValueError naming every choice the policy cannot follow."""
+        objective = config.objective
+        resolved = ResolvedSampling(
+            sampler=getattr(objective, "sampler", "") if self.sampler is None else self.sampler,
+            denoising_steps=objective.denoising_steps if self.denoising_steps is None else self.denoising_steps,
+            guidance_scale=config.guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            candidates=self.candidates,
+            coherence_decay=self.coherence_decay,
+            joining=self.joining,
+            max_guidance=self.max_guidance,
+        )
+        problems = [*_sampler_problems(objective, resolved.sampler, resolved.denoising_steps), *resolved.problems()]
+        if resolved.guidance_scale != 1 and config.instruction_dropout == 0:
+            problems.append(
+                f"guidance_scale {resolved.guidance_scale} needs a policy trained with instruction_dropout above 0: "
+                "this one does not know what it would do without the instruction; use 1"
+            )
+        if problems:
+            raise ValueError("the policy cannot be sampled like that:\n  - " + "\n  - ".join(problems))
+        return resolved
+
+
+@dataclass(frozen=True)
+class ResolvedSampling:
+    """`Sampling` for one policy, every choice made and valid. Fields as there."""
+
+    sampler: str
+    denoising_steps: int
+    guidance_scale: float
+    candidates: int
+    coherence_decay: float
+    joining: Joining | None
+    max_guidance: float
+
+    def problems(self) -> list[str]:
+        """What is wrong whatever the policy, a sentence each."""
+        found = []
+        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
+            found.append(f"guidance_scale must be at least 0 and finite, got {self.guidance_scale}")
+        if not _is_whole(self.candidates) or self.candidates < 1:
+            found.append(f"candidates must be a whole number of at least 1, got {self.candidates}")
+        if not 0 < self.coherence_decay <= 1:
+            found.append(f"coherence_decay must be above 0 and at most 1, got {self.coherence_decay}")
+        if self.joining is not None and self.joining not in get_args(Joining):
+            found.append(f"joining must be one of {', '.join(get_args(Joining))}, or None; got {self.joining!r}")
+        if not (math.isfinite(self.max_guidance) and self.max_guidance > 0):
+            found.append(f"max_guidance must be positive and finite, got {self.max_guidance}")
+        return found
+
+
+def samplers_of(objective: ObjectiveConfig) -> tuple[str, ...]:
+    """The samplers an objective may be used with."""
+    return get_args(get_type_hints(type(objective))["sampler"])
+
+
+def _sampler_problems(objective: ObjectiveConfig, sampler: str, steps: int) -> list[str]:
+    found = []
+    choices = samplers_of(objective)
+    if sampler not in choices:
+        name = objective.get_choice_name(type(objective))
+        found.append(f"sampler must be one of {', '.join(choices)} (the policy's objective is {name}), got {sampler!r}")
+    if not _is_whole(steps) or not 1 <= steps <= objective.max_denoising_steps:
+        found.append(f"denoising_steps must be 1 to {objective.max_denoising_steps}, got {steps}")
+    return found
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def draw_noise(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal noise of like's dtype on its device, whichever device the generator lives on."""
     device = like.device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+    return torch.randn(tuple(shape), generator=generator, device=device, dtype=like.dtype).to(like.device)
+
+
+def check_noise(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The noise a caller gives, as it is. Raises ValueError if its shape, dtype or values cannot be meant."""
+    if tuple(noise.shape) != shape:
+        raise ValueError(f"noise must have the shape {shape} (batch, horizon, actions), got {tuple(noise.shape)}")
+    if not noise.is_floating_point():
+        raise ValueError(f"noise must be floating point, standard normal, got {noise.dtype}")
+    if not noise.isfinite().all():
+        raise ValueError(f"noise must be finite, got {int((~noise.isfinite()).sum())} values that are not")
+    return noise
+
+
+def draw_step_noise(plan: "Plan", x: Tensor, generator: torch.Generator | None) -> Tensor | None:
+    """What `plan.run` wants as step_noise for x (B, T, A): (steps, B, T, A), one draw a step in their order, or None."""
+    if not plan.draws_noise:
+        return None
+    return torch.stack([draw_noise(x.shape, x, generator) for _ in range(plan.steps)])
+
+
+@dataclass(frozen=True)
+class Level:
+    """How noisy x is at one network call, x = signal * clean + noise * epsilon, and what the output says of clean.
+
+    The estimate of the clean actions is (of_x * x + of_out * out) / over. Dividing last, as diffusers does, keeps the
+    rounding at the noisiest timestep (over = 5e-5) the same as there.
+    """
+
+    signal: float
+    noise: float
+    of_x: float
+    of_out: float
+    over: float = 1.0
+
+    def clean(self, x: Tensor, out: Tensor) -> Tensor:
+        """The estimate of the clean actions (B, T, A) from x and the network's output."""
+        return (_combination((self.of_x, x), (self.of_out, out))) / self.over
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(ABC):
+    """A sampler with its number of steps, ready to run.
+
+    `timesteps` (calls,) float32, on the plan's device, is what the transformer's timestep embedding is given at each
+    network call; `clean_timestep` is that of a step which is known already. `levels` has an entry a call.
+    """
+
+    sampler: str
+    steps: int
+    timesteps: Tensor
+    clean_timestep: float
+    levels: tuple[Level, ...]
+
+    @property
+    def calls(self) -> int:
+        """How often a chunk calls the network."""
+        return len(self.levels)
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether `run` wants step_noise."""
+        return self.sampler == "ddpm"
+
+    def step_noise_shape(self, shape: Sequence[int]) -> tuple[int, ...] | None:
+        """The shape of step_noise for x of shape (B, T, A), or None."""
+        return (self.steps, *shape) if self.draws_noise else None
+
+    def run(self, predict: Predict, x: Tensor, step_noise: Tensor | None = None, prefix: Tensor | None = None) -> Tensor:
+        """Noise x (B, T, A) -> normalised actions (B, T, A).
+
+        step_noise as `draw_step_noise` gives it. prefix (B, P, A), normalised: the first P steps are known; the network
+        sees them at every call, and they are returned as they are. Raises ValueError for step_noise of another shape.
+        """
+        wanted = self.step_noise_shape(x.shape)
+        if (None if step_noise is None else tuple(step_noise.shape)) != wanted:
+            raise ValueError(f"{self.sampler} in {self.steps} steps wants step_noise of shape {wanted}; draw_step_noise")
+        if prefix is None:
+            return self._loop(predict, x, step_noise)
+        return hold(self._loop(lambda x, call: predict(hold(x, prefix), call), x, step_noise), prefix)
+
+    @abstractmethod
+    def _loop(self, predict: Predict, x: Tensor, step_noise: Tensor | None) -> Tensor:
+        """The sampler's loop, of `self.calls` calls."""
+
+
+def hold(x: Tensor, prefix: Tensor) -> Tensor:
+    """x (B, T, A) with its first P steps replaced by prefix (B, P, A)."""
+    return torch.cat([prefix, x[:, prefix.shape[1] :]], dim=1)
+
+
+def token_timesteps(plan: Plan, call: int, batch: int, horizon: int, prefix_steps: int) -> Tensor:
+    """The timestep of each step of a chunk whose first steps are a prefix, (B, T) float32."""
+    known = torch.arange(horizon, device=plan.timesteps.device) < prefix_steps
+    return torch.where(known, plan.clean_timestep, plan.timesteps[call]).expand(batch, horizon)
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598, eq. 6 in terms of s = 1 + w): beyond what the instruction changes."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def _combination(*terms: tuple[float, Tensor | None]) -> Tensor:
+    """The sum of factor * tensor over the terms whose factor is not zero (their tensor is then not None)."""
+    total: Tensor | None = None
+    for factor, tensor in terms:
+        if factor == 0:
+            continue
+        assert tensor is not None
+        if total is None:
+            total = tensor if factor == 1 else factor * tensor
+        else:
+            total = torch.add(total, tensor, alpha=factor)
+    assert total is not None
+    return total
+
+
+# --- diffusion ---
 
 
 def diffusion_timesteps(num_train_timesteps: int, steps: int, spacing: str) -> list[int]:
@@ -32,67 +260,177 @@ def diffusion_timesteps(num_train_timesteps: int, steps: int, spacing: str) -> l
     return [round(num_train_timesteps - i * num_train_timesteps / steps) - 1 for i in range(steps)]
 
 
-def ddpm_step(x: Tensor, clean: Tensor, noise: Tensor, alpha_bar: float, alpha_bar_next: float) -> Tensor:
-    """x_t -> x_s: a draw of the posterior q(x_s | x_t, x_0 = clean) (arXiv 2006.11239, eq. 6 and 7).
+@dataclass(frozen=True)
+class Update:
+    """One step of a diffusion sampler: the factors whose sum is the next, less noisy x.
+
+    `clean` is the (clipped) estimate of the clean actions, `previous` that of the step before.
+    """
+
+    x: float = 0.0
+    out: float = 0.0
+    clean: float = 0.0
+    previous: float = 0.0
+    noise: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionPlan(Plan):
+    """DDPM, DDIM or DPM-Solver++: an estimate of the clean actions, then a step towards it."""
+
+    updates: tuple[Update, ...]
+    clip_range: float | None
+
+    def _loop(self, predict: Predict, x: Tensor, step_noise: Tensor | None) -> Tensor:
+        previous: Tensor | None = None
+        for call, (level, update) in enumerate(zip(self.levels, self.updates, strict=True)):
+            out = predict(x, call)
+            clean = level.clean(x, out)
+            if self.clip_range is not None:
+                # As in diffusers, `update.out` stays that of the unclipped estimate.
+                clean = clean.clamp(-self.clip_range, self.clip_range)
+            noise = None if step_noise is None else step_noise[call]
+            x = _combination(
+                (update.x, x), (update.out, out), (update.clean, clean), (update.previous, previous), (update.noise, noise)
+            )
+            previous = clean
+        return x
+
+
+def diffusion_level(alpha_bar: float, prediction_type: str) -> Level:
+    """What the output says at the signal share alpha_bar, by what it predicts (arXiv 2202.00512, appendix D, for v)."""
+    signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+    if prediction_type == "epsilon":
+        return Level(signal, noise, of_x=1.0, of_out=-noise, over=signal)
+    if prediction_type == "sample":
+        return Level(signal, noise, of_x=0.0, of_out=1.0)
+    return Level(signal, noise, of_x=signal, of_out=-noise)
+
+
+def ddpm_update(alpha_bar: float, alpha_bar_next: float) -> Update:
+    """A draw of the posterior q(x_s | x_t, x_0 = clean) (arXiv 2006.11239, eq. 6 and 7).
 
     alpha_bar and alpha_bar_next are the signal shares at t and at the less noisy s.
     """
     alpha = alpha_bar / alpha_bar_next
-    mean = (math.sqrt(alpha_bar_next) * (1 - alpha) * clean + math.sqrt(alpha) * (1 - alpha_bar_next) * x) / (
-        1 - alpha_bar
-    )
     variance = (1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha)
-    return mean + math.sqrt(variance) * noise
+    return Update(
+        x=math.sqrt(alpha) * (1 - alpha_bar_next) / (1 - alpha_bar),
+        clean=math.sqrt(alpha_bar_next) * (1 - alpha) / (1 - alpha_bar),
+        noise=math.sqrt(variance),
+    )
 
 
-def ddim_step(clean: Tensor, epsilon: Tensor, alpha_bar_next: float) -> Tensor:
-    """x_t -> x_s without randomness: (arXiv 2010.02502, eq. 12 with sigma = 0)."""
-    return math.sqrt(alpha_bar_next) * clean + math.sqrt(1 - alpha_bar_next) * epsilon
+def ddim_update(level: Level, alpha_bar_next: float, prediction_type: str) -> Update:
+    """Along the estimates of the clean actions and of epsilon, no randomness (arXiv 2010.02502, eq. 12, sigma = 0)."""
+    of_x, of_out = {
+        "epsilon": (0.0, 1.0),
+        "sample": (1 / level.noise, -level.signal / level.noise),
+        "v_prediction": (level.noise, level.signal),
+    }[prediction_type]
+    noise = math.sqrt(1 - alpha_bar_next)
+    return Update(x=noise * of_x, out=noise * of_out, clean=math.sqrt(alpha_bar_next))
 
 
-def sample_diffusion(
-    predict: Predict, x: Tensor, objective: Diffusion, steps: int, generator: torch.Generator | None
-) -> Tensor:
-    """Denoises x (B, T, A) from the schedule's noisiest timestep to clean actions, by the configured sampler."""
+def dpm_solver_update(level: Level, alpha_bar_next: float, level_before: Level | None) -> Update:
+    """DPM-Solver++ (2M) (arXiv 2211.01095, algorithm 2): a line through the last two estimates of the clean actions.
+
+    Of first order (the same as DDIM's) at the first step, and at the last, where log(signal / noise) is infinite.
+    """
+    if alpha_bar_next == 1:
+        return Update(clean=1.0)
+    signal, noise = math.sqrt(alpha_bar_next), math.sqrt(1 - alpha_bar_next)
+    step = math.log(signal / noise) - math.log(level.signal / level.noise)
+    towards = -signal * math.expm1(-step)
+    if level_before is None:
+        return Update(x=noise / level.noise, clean=towards)
+    step_before = math.log(level.signal / level.noise) - math.log(level_before.signal / level_before.noise)
+    slope = step / (2 * step_before)
+    return Update(x=noise / level.noise, clean=towards * (1 + slope), previous=-towards * slope)
+
+
+def _diffusion_plan(objective: Diffusion, sampler: str, steps: int, device: torch.device) -> DiffusionPlan:
     config = objective.config
     visited = diffusion_timesteps(config.num_train_timesteps, steps, config.timestep_spacing)
-    signal = [*objective.alphas_cumprod[visited].tolist(), 1.0]
-    for timestep, (alpha_bar, alpha_bar_next) in zip(visited, pairwise(signal), strict=True):
-        prediction = predict(x, torch.full((len(x),), timestep, device=x.device))
-        clean, epsilon = _clean_and_epsilon(x, prediction, alpha_bar, config.prediction_type)
-        if config.clip_range is not None:
-            # As in diffusers, epsilon stays the one of the unclipped estimate.
-            clean = clean.clamp(-config.clip_range, config.clip_range)
-        if config.sampler == "ddim":
-            x = ddim_step(clean, epsilon, alpha_bar_next)
+    shares = [*objective.alphas_cumprod[visited].tolist(), 1.0]
+    levels = tuple(diffusion_level(share, config.prediction_type) for share in shares[:-1])
+    updates = []
+    for i, (alpha_bar, alpha_bar_next) in enumerate(pairwise(shares)):
+        if sampler == "ddpm":
+            updates.append(ddpm_update(alpha_bar, alpha_bar_next))
+        elif sampler == "ddim":
+            updates.append(ddim_update(levels[i], alpha_bar_next, config.prediction_type))
         else:
-            x = ddpm_step(x, clean, draw_noise(x.shape, x, generator), alpha_bar, alpha_bar_next)
-    return x
+            updates.append(dpm_solver_update(levels[i], alpha_bar_next, levels[i - 1] if i else None))
+    return DiffusionPlan(
+        sampler,
+        steps,
+        timesteps=torch.tensor(visited, dtype=torch.float32, device=device),
+        clean_timestep=-1.0,  # the schedule's own convention: the share of signal before timestep 0 is 1
+        levels=levels,
+        updates=tuple(updates),
+        clip_range=config.clip_range,
+    )
 
 
-def _clean_and_epsilon(x: Tensor, prediction: Tensor, alpha_bar: float, kind: str) -> tuple[Tensor, Tensor]:
-    """Solves x_t = sqrt(alpha_bar) clean + sqrt(1 - alpha_bar) epsilon for what was not predicted."""
-    signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
-    if kind == "epsilon":
-        return (x - noise * prediction) / signal, prediction
-    return prediction, (x - signal * prediction) / noise
+# --- flow matching ---
 
 
-def sample_flow(predict: Predict, x: Tensor, steps: int) -> Tensor:
-    """Integrates the velocity from noise x (B, T, A) at t=0 to actions at t=1 by Euler's method, equal steps."""
-    for i in range(steps):
-        x = x + predict(x, torch.full((len(x),), i / steps, device=x.device)) / steps
-    return x
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit Runge-Kutta method whose every stage starts from the one before it.
+
+    Stage i is taken at `times[i]` of the step, from x + `times[i]` * step * (velocity of stage i - 1); the step is the
+    mean of the velocities by `weights`.
+    """
+
+    times: tuple[float, ...]
+    weights: tuple[float, ...]
 
 
-def sample(
-    predict: Predict,
-    x: Tensor,
-    objective: Diffusion | FlowMatching,
-    steps: int,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Noise x (B, T, A) -> normalised actions (B, T, A) in `steps` calls of predict."""
+TABLEAUS = {
+    "euler": Tableau((0.0,), (1.0,)),
+    "heun": Tableau((0.0, 1.0), (1 / 2, 1 / 2)),
+    "rk4": Tableau((0.0, 1 / 2, 1 / 2, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FlowPlan(Plan):
+    """The velocity integrated from noise at t = 0 to actions at t = 1 in equal steps."""
+
+    tableau: Tableau
+
+    def _loop(self, predict: Predict, x: Tensor, step_noise: Tensor | None) -> Tensor:
+        stages = len(self.tableau.times)
+        for i in range(self.steps):
+            velocities: list[Tensor] = []
+            for stage, time in enumerate(self.tableau.times):
+                at = torch.add(x, velocities[-1], alpha=time / self.steps) if stage else x
+                velocities.append(predict(at, i * stages + stage))
+            weights = (weight / self.steps for weight in self.tableau.weights)
+            x = _combination((1.0, x), *zip(weights, velocities, strict=True))
+        return x
+
+
+def _flow_plan(objective: FlowMatching, sampler: str, steps: int, device: torch.device) -> FlowPlan:
+    config, tableau = objective.config, TABLEAUS[sampler]
+    times = [(i + time) / steps for i in range(steps) for time in tableau.times]
+    return FlowPlan(
+        sampler,
+        steps,
+        timesteps=config.timestep_scale * torch.tensor(times, dtype=torch.float32, device=device),
+        clean_timestep=config.timestep_scale,
+        levels=tuple(Level(signal=t, noise=1 - t, of_x=1.0, of_out=1 - t) for t in times),
+        tableau=tableau,
+    )
+
+
+def make_plan(objective: Diffusion | FlowMatching, sampler: str, steps: int, device: torch.device | str) -> Plan:
+    """The plan of a sampler of the objective with that many steps. Raises ValueError, naming the choices."""
+    problems = _sampler_problems(objective.config, sampler, steps)
+    if problems:
+        raise ValueError("; ".join(problems))
     if isinstance(objective, Diffusion):
-        return sample_diffusion(predict, x, objective, steps, generator)
-    return sample_flow(predict, x, steps)
+        return _diffusion_plan(objective, sampler, steps, torch.device(device))
+    return _flow_plan(objective, sampler, steps, torch.device(device))

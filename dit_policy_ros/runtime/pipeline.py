@@ -15,6 +15,7 @@ import torch
 
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
+from dit_policy_ros.policy.sampling import Sampling
 from dit_policy_ros.runtime.chunking import Chunk, drop_elapsed
 from dit_policy_ros.runtime.gate import Decision, Gate, Verdict
 from dit_policy_ros.runtime.messages import MessageError
@@ -104,7 +105,7 @@ class ChunkPipeline:
             key: torch.as_tensor(value).unsqueeze(0).to(self._device) for key, value in observation.tensors().items()
         }
         batch["task"] = [request.instruction]
-        actions = self._policy.predict_chunk(batch, denoising_steps=request.denoising_steps)
+        actions = self._policy.predict_chunk(batch, Sampling(denoising_steps=request.denoising_steps))
         positions = actions[0].cpu().numpy().astype(np.float64)  # also waits for the device
         return Chunk(
             observation_stamp_ns=observation.stamp_ns,

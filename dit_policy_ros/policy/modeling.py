@@ -3,7 +3,7 @@
 After "A Careful Examination of Large Behavior Models" (arXiv 2507.05331) and LeRobot's `multi_task_dit`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,11 @@ from .encoders import ObservationEncoder
 from .evaluation import EvaluationMode
 from .normalization import Normalizer, Stats, stats_to_lists
 from .objectives import make_objective, masked_mse
-from .sampling import Sampling, check_noise, draw_noise, draw_step_noise, guide, make_plan
+from .sampling import Plan, Sampling, check_noise, draw_noise, draw_step_noise, guide, make_plan, token_timesteps
 from .transformer import DiffusionTransformer
+
+Denoise = Callable[[Plan, Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, float], Tensor]
+"""A denoising loop with the arguments of `MultitaskDiTPolicy.denoise`."""
 
 
 class MultitaskDiTPolicy(nn.Module):
@@ -206,6 +209,7 @@ class MultitaskDiTPolicy(nn.Module):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         unconditional: Tensor | None = None,
+        denoise: Denoise | None = None,
     ) -> Tensor:
         """Normalised actions (B * candidates, horizon, A) for a conditioning (B, C); an observation's stand together.
 
@@ -214,8 +218,7 @@ class MultitaskDiTPolicy(nn.Module):
         ValueError for choices the policy cannot follow, noise that does not fit, and if unconditional is missing.
         """
         chosen = sampling.resolve(self.config)
-        conditioning = conditioning.repeat_interleave(chosen.candidates, dim=0)
-        shape = (len(conditioning), self.config.horizon, self.config.action_dim)
+        shape = (len(conditioning) * chosen.candidates, self.config.horizon, self.config.action_dim)
         noise = draw_noise(shape, conditioning, generator) if noise is None else check_noise(noise, shape)
         noise = noise.to(conditioning)
         plan = make_plan(self.objective, chosen.sampler, chosen.denoising_steps, conditioning.device)
@@ -225,17 +228,41 @@ class MultitaskDiTPolicy(nn.Module):
                     f"guidance_scale {chosen.guidance_scale} needs `unconditional`, the conditioning without the "
                     "instruction: policy.encode(batch, without_instruction=True)"
                 )
-            unconditional = unconditional.repeat_interleave(chosen.candidates, dim=0)
-            conditioning = torch.cat([conditioning, unconditional])
+        else:
+            unconditional = None
+        run = self.denoise if denoise is None else denoise
+        step_noise = draw_step_noise(plan, noise, generator)
+        return run(plan, noise, step_noise, None, conditioning, unconditional, chosen.guidance_scale)
+
+    def denoise(
+        self,
+        plan: Plan,
+        x: Tensor,
+        step_noise: Tensor | None,
+        prefix: Tensor | None,
+        conditioning: Tensor,
+        unconditional: Tensor | None,
+        guidance_scale: float,
+    ) -> Tensor:
+        """The denoising loop, from noise x (B * candidates, T, A) to normalised actions; the engine has a faster one.
+
+        conditioning and unconditional (None: no guidance by the instruction) have B rows; the others are as `Plan.run`
+        takes them.
+        """
+        copies = len(x) // len(conditioning)
+        rows = conditioning if unconditional is None else torch.cat([conditioning, unconditional])
+        rows = rows.repeat_interleave(copies, dim=0)
+        known = 0 if prefix is None else prefix.shape[1]
 
         def predict(x: Tensor, call: int) -> Tensor:
-            if len(conditioning) == len(x):
-                return self.noise_predictor(x, plan.timesteps[call].expand(len(x)), conditioning)
-            doubled = torch.cat([x, x])
-            out = self.noise_predictor(doubled, plan.timesteps[call].expand(len(doubled)), conditioning)
-            return guide(*out.chunk(2), chosen.guidance_scale)
+            batch = x if unconditional is None else torch.cat([x, x])
+            timestep = plan.timesteps[call].expand(len(batch))
+            if known:
+                timestep = token_timesteps(plan, call, len(batch), x.shape[1], known)
+            out = self.noise_predictor(batch, timestep, rows)
+            return out if unconditional is None else guide(*out.chunk(2), guidance_scale)
 
-        return plan.run(predict, noise, draw_step_noise(plan, noise, generator))
+        return plan.run(predict, x, step_noise, prefix)
 
     @torch.inference_mode()
     def predict_chunk(

@@ -11,13 +11,19 @@ from dit_policy_ros.policy.configuration import (
     ClipVisionConfig,
     ConfigurationError,
     DiffusionConfig,
+    DinoV3VisionConfig,
     Feature,
     FlowMatchingConfig,
+    NoTextConfig,
     ObservationEncoderConfig,
     PolicyConfig,
     ResNetConfig,
     TransformerConfig,
 )
+
+
+def with_vision(vision):
+    return {"observation_encoder": ObservationEncoderConfig(vision)}
 
 
 @dataclass
@@ -36,23 +42,26 @@ def test_defaults_with_features_are_consistent():
     assert config.max_action_steps == 16
 
 
-def test_all_contradictions_are_reported_at_once():
-    config = demo_config(
-        "unused",
-        n_obs_steps=2,
-        n_action_steps=16,
-        action_state_indices=[0, 1],
-        state_noise=-1.0,
-        transformer=TransformerConfig(hidden_dim=100, num_heads=3, use_rope=True, use_positional_encoding=True),
-        observation_encoder=ObservationEncoderConfig(ResNetConfig(crop_shape=(80, 64), norm_groups=5)),
-        objective=DiffusionConfig(denoising_steps=101),
-    )
+def test_all_contradictions_are_reported_at_once_when_it_is_made():
     with pytest.raises(ConfigurationError) as caught:
-        config.validate()
+        demo_config(
+            "unused",
+            n_obs_steps=2,
+            n_action_steps=16,
+            action_state_indices=[0, 1],
+            state_noise=-1.0,
+            max_delay=15,
+            guidance_scale=1.5,
+            transformer=TransformerConfig(hidden_dim=100, num_heads=3, use_rope=True, use_positional_encoding=True),
+            observation_encoder=ObservationEncoderConfig(ResNetConfig(crop_shape=(80, 64), norm_groups=5)),
+            objective=DiffusionConfig(denoising_steps=101),
+        )
     for part in (
         "n_action_steps 16 exceeds horizon - n_obs_steps + 1 = 15",
         "action_state_indices [0, 1] must hold 7",
         "state_noise must be at least 0",
+        "max_delay must be at least 0 and below horizon - n_obs_steps + 1 = 15, got 15",
+        "guidance_scale 1.5 needs instruction_dropout above 0",
         "hidden_dim 100 does not divide into transformer.num_heads 3",
         "use_rope and transformer.use_positional_encoding exclude each other",
         "crop_shape (80, 64) does not fit into vision.resize_shape (64, 64)",
@@ -62,14 +71,64 @@ def test_all_contradictions_are_reported_at_once():
         assert part in str(caught.value), part
 
 
+def test_features_may_come_later_and_are_then_needed():
+    config = PolicyConfig()  # of the command line: training fills the features in from its dataset
+    with pytest.raises(
+        ConfigurationError, match=r"no input feature is given(.|\n)*type ACTION, named action, is needed"
+    ):
+        config.validate()
+    with pytest.raises(ConfigurationError, match="n_action_steps 32 exceeds"):
+        PolicyConfig(n_action_steps=32)
+
+
+def test_the_command_line_is_told_in_one_error():
+    arguments = ["--policy.n_action_steps=99", "--policy.objective.denoising_steps=0"]
+    with pytest.raises(draccus.utils.ParsingError) as caught:
+        draccus.parse(Training, args=arguments)
+    reason = str(caught.value.__cause__ or caught.value)
+    assert "n_action_steps 99 exceeds horizon - n_obs_steps + 1 = 31" in reason
+    assert "objective.denoising_steps must be 1 to 100, got 0" in reason
+
+
+CAMERAS = {f"observation.images.{name}": Feature("VISUAL", (3, 48, 64)) for name in ("workspace", "wrist")}
+STATE = {"observation.state": Feature("STATE", (7,))}
+ENVIRONMENT = {"observation.environment_state": Feature("ENV", (5,))}
+WITHOUT_WORDS = ObservationEncoderConfig(ResNetConfig(film=False), NoTextConfig())
+
+
+@pytest.mark.parametrize("inputs", [CAMERAS, STATE, ENVIRONMENT, ENVIRONMENT | CAMERAS, STATE | ENVIRONMENT | CAMERAS])
+@pytest.mark.parametrize("encoders", [ObservationEncoderConfig(ResNetConfig()), WITHOUT_WORDS])
+def test_any_inputs_will_do(inputs, encoders):
+    changes = {"input_features": inputs, "observation_encoder": encoders, "action_mode": "absolute"}
+    config = demo_config("unused", **changes)
+    assert config.state_dim == (7 if "observation.state" in inputs else 0)
+    assert config.environment_state_dim == (5 if "observation.environment_state" in inputs else 0)
+    assert config.environment_state_mode == "MIN_MAX"
+    changes["normalization_mapping"] = config.normalization_mapping | {"ENV": "IDENTITY"}
+    assert demo_config("unused", **changes).environment_state_mode == "IDENTITY"
+
+
+def test_a_language_free_policy_cannot_be_modulated_by_words():
+    for vision in (ResNetConfig(), ClipVisionConfig(text_pooling=True)):
+        with pytest.raises(ConfigurationError, match="the instruction cannot modulate vision"):
+            demo_config("unused", observation_encoder=ObservationEncoderConfig(vision, NoTextConfig()))
+    with pytest.raises(ConfigurationError, match="instruction_dropout has nothing to drop"):
+        demo_config("unused", observation_encoder=WITHOUT_WORDS, instruction_dropout=0.1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"transformer": TransformerConfig(hidden_dim=36, num_heads=4)}, "even width of a head, got 9"),
         ({"action_state_indices": None}, "relative needs action_state_indices"),
         ({"action_state_indices": [0, 1, 2, 3, 4, 5, 7]}, "below 7"),
-        ({"output_features": {}}, "exactly one feature of type ACTION"),
-        ({"input_features": {}}, "exactly one feature of type STATE"),
+        ({"output_features": {}}, "exactly one output feature of type ACTION"),
+        ({"input_features": {}}, "no input feature is given"),
+        ({"input_features": CAMERAS}, "relative needs observation.state"),
+        ({"input_features": {"observation.joints": Feature("STATE", (7,))}}, "STATE must be named observation.state"),
+        ({"input_features": {"observation.state": Feature("ENV", (7,))}}, "STATE must be named observation.state"),
+        ({"input_features": STATE | {"action": Feature("ACTION", (7,))}}, "an action is no input feature"),
+        ({"normalization_mapping": {"ACTION": "MIN_MAX", "STATE": "MIN_MAX"}}, "lacks VISUAL"),
         ({"output_features": {"action": Feature("ACTION", (7, 2))}}, r"has shape \(N,\), got \(7, 2\)"),
         ({"normalization_mapping": {"VISUAL": "MIN_MAX", "STATE": "MIN_MAX"}}, "lacks ACTION"),
         ({"normalization_mapping": {"VISUAL": "MIN_MAX", "STATE": "MIN_MAX"}}, "VISUAL must be MEAN_STD"),
@@ -81,6 +140,30 @@ def test_all_contradictions_are_reported_at_once():
             r"crop_shape \(224, 224\) does not fit into observation.images.workspace of \(128, 128\)",
         ),
         ({"n_obs_steps": 0}, "n_obs_steps must be positive"),
+        ({"max_delay": -1}, "max_delay must be at least 0"),
+        ({"instruction_dropout": 1.0}, r"instruction_dropout must be in \[0, 1\), got 1.0"),
+        ({"instruction_dropout": 0.1, "guidance_scale": -1.0}, "guidance_scale must be at least 0"),
+        ({"action_mode": "delta"}, "action_mode must be one of absolute, relative; got 'delta'"),
+        ({"objective": FlowMatchingConfig(sampler="ddim")}, "sampler must be one of euler, heun, rk4; got 'ddim'"),
+        ({"objective": DiffusionConfig(sampler="rk4")}, r"must be one of ddpm, ddim, dpm_solver\+\+; got 'rk4'"),
+        ({"objective": DiffusionConfig(prediction_type="x")}, "prediction_type must be one of epsilon"),
+        ({"objective": FlowMatchingConfig(timestep_scale=0.0)}, "timestep_scale must be positive"),
+        (with_vision(ResNetConfig(resize_mode="squeeze")), "resize_mode must be one of cover, stretch"),
+        (with_vision(ResNetConfig(resize_mode="stretch", resize_shape=None)), "stretch needs vision.resize_shape"),
+        (with_vision(ClipVisionConfig(backbone="")), "backbone must be a hub name"),
+        (with_vision(ClipVisionConfig(text_pooling=True, text_pooling_heads=0)), "text_pooling_heads must be positive"),
+        (
+            with_vision(ClipVisionConfig(backbone_config={"hidden_size": 20}, text_pooling=True)),
+            "text_pooling_heads 8 does not divide the backbone's width 20",
+        ),
+        (
+            with_vision(ClipVisionConfig(backbone_config={"image_size": 32}, crop_shape=(32, 30))),
+            "takes pictures of 32x32, it would get 32x30 of observation.images.workspace",
+        ),
+        (
+            with_vision(DinoV3VisionConfig(backbone_config={"patch_size": 16}, crop_shape=(64, 40))),
+            "sides are multiples of 16, it would get 64x40 of observation.images.wrist",
+        ),
     ],
 )
 def test_contradiction(changes, message):

@@ -1,11 +1,12 @@
 """What a policy is: every choice that shapes the model, its training objective and its sampler, as draccus dataclasses.
 
-A configuration may be written as YAML or given as `--policy.objective.type=flow_matching`; `validate` reports
-all of its contradictions in one error. The same dataclasses are the checkpoint's config.json.
+A configuration may be written as YAML or given as `--policy.objective.type=flow_matching`; one that contradicts
+itself cannot be made, and the error reports all of its contradictions. The same dataclasses are the checkpoint's
+config.json.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import draccus
 
@@ -43,8 +44,9 @@ class VisionConfig(draccus.ChoiceRegistry):
 
     The picture is scaled, keeping its aspect ratio, until it just covers `resize_shape` (`resize_mode`
     "stretch", for LeRobot's checkpoints, scales it to exactly that shape instead), then cut to `crop_shape`
-    (default: `resize_shape`): at the centre at inference, anywhere at training if `crop_is_random`. Training may also shift the window by up to `random_shift` pixels, edges replicated
-    (DrQ-v2, arXiv 2107.09645). Shapes are (H, W).
+    (default: `resize_shape`): at the centre at inference, anywhere at training if `crop_is_random`. Training may
+    also shift the window by up to `random_shift` pixels, edges replicated (DrQ-v2, arXiv 2107.09645). Shapes are
+    (H, W).
     """
 
     resize_shape: tuple[int, int] | None = None
@@ -73,7 +75,7 @@ class VisionConfig(draccus.ChoiceRegistry):
 
     def problems(self) -> list[str]:
         """What contradicts itself here, a sentence each."""
-        found = []
+        found = _unknown_choices(self, "vision")
         if self.crop_shape and self.resize_shape and exceeds(self.crop_shape, self.resize_shape):
             found.append(
                 f"vision.crop_shape {self.crop_shape} does not fit into vision.resize_shape {self.resize_shape}"
@@ -82,6 +84,8 @@ class VisionConfig(draccus.ChoiceRegistry):
             shape = getattr(self, name)
             if shape is not None and min(shape) < 1:
                 found.append(f"vision.{name} must be positive, got {shape}")
+        if self.resize_mode == "stretch" and self.resize_shape is None:
+            found.append("vision.resize_mode stretch needs vision.resize_shape: the shape to stretch to")
         if self.random_shift < 0:
             found.append(f"vision.random_shift must be at least 0 pixels, got {self.random_shift}")
         if self.lr_multiplier < 0:
@@ -89,6 +93,12 @@ class VisionConfig(draccus.ChoiceRegistry):
         if min(self.image_std) <= 0:
             found.append(f"vision.image_std must be positive, got {self.image_std}")
         return found
+
+    def input_problems(self, image_shape: tuple[int, int], camera: str) -> list[str]:
+        """What a camera's pictures of (H, W) contradict here, a sentence each."""
+        if self.crop_shape and not self.resize_shape and exceeds(self.crop_shape, image_shape):
+            return [f"vision.crop_shape {self.crop_shape} does not fit into {camera} of {image_shape}"]
+        return []
 
 
 @dataclass
@@ -117,6 +127,18 @@ class ViTConfig(VisionConfig):
         """Whether a picture's feature depends on the instruction."""
         return self.text_pooling
 
+    def problems(self) -> list[str]:
+        """What contradicts itself here, a sentence each."""
+        found = super().problems() + _not_positive(self, "vision", "text_pooling_heads")
+        if not self.backbone and self.backbone_config is None:
+            found.append("vision.backbone must be a hub name or a local folder")
+        width = (self.backbone_config or {}).get("hidden_size")
+        if self.text_pooling and width and self.text_pooling_heads > 0 and width % self.text_pooling_heads:
+            found.append(
+                f"vision.text_pooling_heads {self.text_pooling_heads} does not divide the backbone's width {width}"
+            )
+        return found
+
 
 @VisionConfig.register_subclass("clip")
 @dataclass
@@ -132,6 +154,17 @@ class ClipVisionConfig(ViTConfig):
     backbone: str = "openai/clip-vit-base-patch16"
     use_post_layernorm: bool = False
 
+    def input_problems(self, image_shape: tuple[int, int], camera: str) -> list[str]:
+        """What a camera's pictures of (H, W) contradict here, a sentence each."""
+        shape, size = self.input_shape(image_shape), (self.backbone_config or {}).get("image_size")
+        found = super().input_problems(image_shape, camera)
+        if size and shape != (size, size):
+            found.append(
+                f"this CLIP backbone takes pictures of {size}x{size}, it would get {shape[0]}x{shape[1]} of {camera}; "
+                f"set vision.crop_shape=[{size},{size}]"
+            )
+        return found
+
 
 @VisionConfig.register_subclass("dinov3")
 @dataclass
@@ -143,6 +176,17 @@ class DinoV3VisionConfig(ViTConfig):
     image_mean: tuple[float, float, float] = IMAGENET_MEAN
     image_std: tuple[float, float, float] = IMAGENET_STD
     backbone: str = "facebook/dinov3-vitb16-pretrain-lvd1689m"
+
+    def input_problems(self, image_shape: tuple[int, int], camera: str) -> list[str]:
+        """What a camera's pictures of (H, W) contradict here, a sentence each."""
+        shape, patch = self.input_shape(image_shape), (self.backbone_config or {}).get("patch_size")
+        found = super().input_problems(image_shape, camera)
+        if patch and (shape[0] % patch or shape[1] % patch):
+            found.append(
+                f"a DINOv3 of {patch}x{patch} patches takes pictures whose sides are multiples of {patch}, it would "
+                f"get {shape[0]}x{shape[1]} of {camera}; set vision.crop_shape"
+            )
+        return found
 
 
 @VisionConfig.register_subclass("resnet")
@@ -292,7 +336,7 @@ class ObjectiveConfig(draccus.ChoiceRegistry):
 
     def problems(self) -> list[str]:
         """What contradicts itself here, a sentence each."""
-        found = _not_positive(self, "objective", "noise_draws")
+        found = _unknown_choices(self, "objective") + _not_positive(self, "objective", "noise_draws")
         if not 1 <= self.denoising_steps <= self.max_denoising_steps:
             found.append(
                 f"objective.denoising_steps must be 1 to {self.max_denoising_steps}, got {self.denoising_steps}"
@@ -355,9 +399,7 @@ class FlowMatchingConfig(ObjectiveConfig):
 
     def problems(self) -> list[str]:
         """What contradicts itself here, a sentence each."""
-        found = super().problems() + _not_positive(
-            self, "objective", "beta_alpha", "beta_beta", "timestep_scale"
-        )
+        found = super().problems() + _not_positive(self, "objective", "beta_alpha", "beta_beta", "timestep_scale")
         if not 0 <= self.sigma_min < 1:
             found.append(f"objective.sigma_min must be in [0, 1), got {self.sigma_min}")
         if not 0 < self.beta_scale <= 1:
@@ -375,6 +417,10 @@ def _default_normalization() -> dict[str, NormalizationMode]:
 @dataclass
 class PolicyConfig:
     """A Multitask DiT policy.
+
+    A policy sees any of its robot's state, its surroundings' state (normalised as the robot's unless
+    `normalization_mapping` has a mode for ENV) and cameras, at least one, and reads an instruction unless its text
+    encoder is `none`. Its features may be filled in later, as training does from its dataset.
 
     A chunk has `horizon` steps, of which the first `n_obs_steps - 1` lie in the past; `n_action_steps` of the
     rest are executed before the next chunk takes over. The order of the VISUAL keys of `input_features` is
@@ -441,11 +487,20 @@ class PolicyConfig:
         """How many steps of a chunk do not lie in the past."""
         return self.horizon - self.n_obs_steps + 1
 
+    def __post_init__(self) -> None:
+        """Raises ConfigurationError naming every contradiction that shows already."""
+        self._check(has_features=bool(self.input_features and self.output_features))
+
     def validate(self) -> None:
-        """Raises ConfigurationError naming every contradiction at once."""
+        """Raises ConfigurationError naming every contradiction at once, features that are still missing included."""
+        self._check(has_features=True)
+
+    def _check(self, has_features: bool) -> None:
         problems = [
+            *_unknown_choices(self, "policy"),
             *self._step_problems(),
-            *self._feature_problems(),
+            *self._instruction_problems(),
+            *(self._feature_problems() if has_features else []),
             *self.observation_encoder.vision.problems(),
             *self.transformer.problems(),
             *self.objective.problems(),
@@ -460,8 +515,35 @@ class PolicyConfig:
                 f"n_action_steps {self.n_action_steps} exceeds horizon - n_obs_steps + 1 = {self.max_action_steps}: "
                 "a chunk does not hold that many steps after the newest observation"
             )
+        if not 0 <= self.max_delay < max(self.max_action_steps, 1):
+            found.append(
+                f"max_delay must be at least 0 and below horizon - n_obs_steps + 1 = {self.max_action_steps}, got "
+                f"{self.max_delay}: a chunk given clean as a whole leaves nothing to learn"
+            )
         if self.state_noise < 0:
             found.append(f"state_noise must be at least 0, got {self.state_noise}")
+        return found
+
+    def _instruction_problems(self) -> list[str]:
+        found = []
+        if not 0 <= self.instruction_dropout < 1:
+            found.append(f"instruction_dropout must be in [0, 1), got {self.instruction_dropout}")
+        if self.guidance_scale < 0:
+            found.append(f"guidance_scale must be at least 0, got {self.guidance_scale}")
+        if self.guidance_scale != 1 and self.instruction_dropout == 0:
+            found.append(
+                f"guidance_scale {self.guidance_scale} needs instruction_dropout above 0: guidance compares with what "
+                "the policy does without the instruction, which it must have learned"
+            )
+        if not isinstance(self.observation_encoder.text, NoTextConfig):
+            return found
+        if self.instruction_dropout > 0:
+            found.append("instruction_dropout has nothing to drop: observation_encoder.text is none")
+        if self.observation_encoder.vision.is_modulated_by_text and self.cameras:
+            found.append(
+                "the instruction cannot modulate vision, observation_encoder.text is none: set vision.film=false "
+                "(resnet) or vision.text_pooling=false (clip, dinov3)"
+            )
         return found
 
     def _feature_problems(self) -> list[str]:
@@ -474,27 +556,44 @@ class PolicyConfig:
                 found.append(f"feature {key}: a {feature.type} has shape {wanted}, got {shape}")
         if found:
             return found
-        for features, key, kind in (
-            (self.input_features, STATE, "STATE"),
-            (self.output_features, ACTION, "ACTION"),
-        ):
-            if [name for name, feature in features.items() if feature.type == kind] != [key]:
-                found.append(f"exactly one feature of type {kind}, named {key}, is needed; got {list(features)}")
-        for kind in ("VISUAL", "STATE", "ACTION"):
-            if kind not in self.normalization_mapping:
-                found.append(f"normalization_mapping lacks {kind}")
-        if self.normalization_mapping.get("VISUAL") == "MIN_MAX":
+        if not self.input_features:
+            found.append(f"no input feature is given: a policy needs {STATE}, {ENVIRONMENT_STATE} or a camera")
+        for kind, key in (("STATE", STATE), ("ENV", ENVIRONMENT_STATE)):
+            named = [name for name, feature in self.input_features.items() if feature.type == kind]
+            if named not in ([], [key]) or (not named and key in self.input_features):
+                found.append(f"an input feature of type {kind} must be named {key}, and nothing else; got {named}")
+        if [(name, feature.type) for name, feature in self.output_features.items()] != [(ACTION, "ACTION")]:
+            found.append(
+                f"exactly one output feature of type ACTION, named {ACTION}, is needed; "
+                f"got {list(self.output_features)}"
+            )
+        if "ACTION" in [feature.type for feature in self.input_features.values()]:
+            found.append("an action is no input feature")
+        return found + self._normalization_problems() + self._camera_problems() or self._relative_action_problems()
+
+    def _normalization_problems(self) -> list[str]:
+        used = {feature.type for feature in (self.input_features | self.output_features).values()}
+        modes = self.normalization_mapping
+        fallback = {"ENV": "STATE"}
+        found = [
+            f"normalization_mapping lacks {kind}"
+            for kind in ("VISUAL", "STATE", "ENV", "ACTION")
+            if kind in used and kind not in modes and fallback.get(kind) not in modes
+        ]
+        if modes.get("VISUAL") == "MIN_MAX":
             found.append("normalization_mapping.VISUAL must be MEAN_STD (vision.image_mean, image_std) or IDENTITY")
+        return found
+
+    def _camera_problems(self) -> list[str]:
         vision = self.observation_encoder.vision
-        for key, image_shape in self.cameras.items():
-            if vision.crop_shape and not vision.resize_shape and exceeds(vision.crop_shape, image_shape):
-                found.append(f"vision.crop_shape {vision.crop_shape} does not fit into {key} of {image_shape}")
-        return found or self._relative_action_problems()
+        return [problem for key, shape in self.cameras.items() for problem in vision.input_problems(shape, key)]
 
     def _relative_action_problems(self) -> list[str]:
         if self.action_mode == "absolute":
             return []
         indices = self.action_state_indices
+        if not self.state_dim:
+            return [f"action_mode relative needs {STATE}: actions are differences to its joints"]
         if indices is None:
             return ["action_mode relative needs action_state_indices: where each action's joint stands in the state"]
         if len(indices) != self.action_dim or not all(0 <= index < self.state_dim for index in indices):
@@ -508,6 +607,15 @@ class PolicyConfig:
 def exceeds(shape: tuple[int, int], bound: tuple[int, int]) -> bool:
     """Whether an (H, W) is larger than another in any direction."""
     return shape[0] > bound[0] or shape[1] > bound[1]
+
+
+def _unknown_choices(config: Any, where: str) -> list[str]:
+    """Fields of which only certain words are allowed, and that hold another."""
+    return [
+        f"{where}.{name} must be one of {', '.join(get_args(kind))}; got {getattr(config, name)!r}"
+        for name, kind in get_type_hints(type(config)).items()
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind)
+    ]
 
 
 def _not_positive(config: Any, where: str, *names: str) -> list[str]:

@@ -1,7 +1,8 @@
 """What the transformer is trained to predict: the noise schedules, the noisy actions, the targets and the loss.
 
 Both objectives offer the same: `draw_timesteps`, `corrupt` (noisy actions and target), what the transformer is
-told of a timestep (`embedding_timestep`, `clean_timestep`) and, for sampling, their tables. Actions here are normalised, (B, horizon, A).
+told of a timestep (`embedding_timestep`, `clean_timestep`) and, for sampling, their tables. Actions here are
+normalised, (B, horizon, A).
 """
 
 import math

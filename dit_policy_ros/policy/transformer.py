@@ -6,6 +6,7 @@ names are those of LeRobot's `multi_task_dit`.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,10 +117,9 @@ class TransformerBlock(nn.Module):
             return self.adaLN_modulation(torch.cat([time, conditioning], dim=-1))
         # The layer is linear in silu(time) and silu(conditioning), and the second, most of its columns, is the
         # same for all steps: one row of it is enough.
-        activation, linear = self.adaLN_modulation
+        linear: Any = self.adaLN_modulation[1]
         of_time, of_conditioning = linear.weight.split([time.shape[-1], conditioning.shape[-1]], dim=1)
-        once = F.linear(activation(conditioning), of_conditioning, linear.bias)
-        return F.linear(activation(time), of_time) + once
+        return F.linear(F.silu(time), of_time) + F.linear(F.silu(conditioning), of_conditioning, linear.bias)
 
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention over the steps, (B, T, hidden) -> (B, T, hidden)."""

@@ -62,7 +62,8 @@ class ViT(nn.Module):
         if config.text_pooling:
             if hidden % config.text_pooling_heads:
                 raise ConfigurationError(
-                    f"vision.text_pooling_heads {config.text_pooling_heads} does not divide the backbone's width {hidden}"
+                    f"vision.text_pooling_heads {config.text_pooling_heads} does not divide the backbone's width "
+                    f"{hidden}"
                 )
             self.text_pooling = TextPooling(hidden, text_dim, config.text_pooling_heads)
         self.features_dim = hidden * (2 if config.text_pooling else 1)

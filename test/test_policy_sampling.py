@@ -71,7 +71,7 @@ def test_ddim_and_ddpm_are_diffusers(sampler, scheduler, steps, spacing, predict
 
 
 class ClippedDPMSolver(DPMSolverMultistepScheduler):
-    """diffusers' solver with its estimate of the clean sample clipped, as its DDIM does; it has no such option itself."""
+    """diffusers' solver with its estimate of the clean sample clipped, as its DDIM does; it has no such option."""
 
     def convert_model_output(self, *args, **kwargs):
         return super().convert_model_output(*args, **kwargs).clamp(-1, 1)
@@ -337,7 +337,7 @@ def test_all_that_is_wrong_with_a_choice_is_said_at_once():
         joining="glue",
         max_guidance=math.inf,
     )
-    with pytest.raises(ValueError) as raised:
+    with pytest.raises(ValueError, match="the policy cannot be sampled like that") as raised:
         wrong.resolve(config)
     for part in (
         "sampler must be one of euler, heun, rk4 (the policy's objective is flow_matching), got 'ddim'",

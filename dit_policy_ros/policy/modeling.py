@@ -9,12 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .candidates import choose_candidate
 from .configuration import ACTION, ACTION_IS_PAD, ENVIRONMENT_STATE, STATE, TASK, PolicyConfig
 from .encoders import ObservationEncoder
 from .evaluation import EvaluationMode
 from .normalization import Normalizer, Stats, stats_to_lists
 from .objectives import make_objective, masked_mse
-from .sampling import Plan, Sampling, check_noise, draw_noise, draw_step_noise, guide, make_plan, token_timesteps
+from .realtime import ChunkInMotion, JoinTarget, differentiable, guided, join_target
+from .sampling import (
+    AS_CONFIGURED,
+    Plan,
+    Predict,
+    Sampling,
+    check_noise,
+    draw_noise,
+    draw_step_noise,
+    guide,
+    make_plan,
+    token_timesteps,
+)
 from .transformer import DiffusionTransformer
 
 Denoise = Callable[[Plan, Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, float], Tensor]
@@ -26,8 +39,8 @@ class MultitaskDiTPolicy(nn.Module):
 
     A batch maps feature keys to tensors or arrays: `observation.images.<camera>` (B, n_obs, 3, H, W) uint8
     (or float in [0, 1]), `observation.state` and `observation.environment_state` (B, n_obs, S), all earliest
-    first, as far as the policy has them; `task`: B instructions, if it reads any. Training adds `action` (B, horizon, A), absolute, in units, and `action_is_pad` (B, horizon) bool. No
-    batch is ever changed.
+    first, as far as the policy has them; `task`: B instructions, if it reads any. Training adds `action`
+    (B, horizon, A), absolute, in units, and `action_is_pad` (B, horizon) bool. No batch is ever changed.
     """
 
     def __init__(self, config: PolicyConfig, stats: Stats, tokenizer: Any | None = None):
@@ -71,8 +84,9 @@ class MultitaskDiTPolicy(nn.Module):
         For a policy built on the meta device, once its weights are assigned: all else comes from the weights.
         """
         for module in self.modules():
-            if module is not self and hasattr(module, "reset_buffers"):
-                module.reset_buffers(device)
+            reset = getattr(module, "reset_buffers", None)
+            if module is not self and reset is not None:
+                reset(device)
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """The objective's loss, a scalar, on fresh noise and timesteps.
@@ -85,7 +99,7 @@ class MultitaskDiTPolicy(nn.Module):
         conditioning = self.encode(batch, self._without_instruction(batch))
         count = len(conditioning)
         actions = self._tensor(batch, ACTION, (count, config.horizon, config.action_dim)).float()
-        actions = self.action_normalizer(actions - self._action_origin(batch))
+        actions = self.action_normalizer(actions - self.action_origin(batch))
         ignored = None
         if config.do_mask_loss_for_padding:
             ignored = self._tensor(batch, ACTION_IS_PAD, (count, config.horizon)).bool()
@@ -114,8 +128,8 @@ class MultitaskDiTPolicy(nn.Module):
     def _draw_committed(self, count: int) -> Tensor:
         """Which steps are given clean, (count, horizon) bool: those of a delay uniform in 0 to max_delay.
 
-        The delay counts from the newest observation. The steps before it are past, and known whenever any step
-        is committed, since they belong to the same chunk in motion (arXiv 2512.05964, section 4, has no past).
+        The delay counts from the newest observation. The steps before it are past and known whenever a step is
+        committed: they too come from the chunk in motion (the chunks of arXiv 2512.05964 begin at the observation).
         """
         config = self.config
         delay = torch.randint(config.max_delay + 1, (count, 1), device=self.device)
@@ -147,11 +161,10 @@ class MultitaskDiTPolicy(nn.Module):
         tasks at all: anything else it cannot do, and it would do what it knows instead. Raises ValueError for
         that, and as `encode` does.
         """
-        if self.observation_encoder.text_encoder is None and self.config.tasks:
-            if unknown := [task for task in tasks or () if task not in self.config.tasks]:
-                raise ValueError(
-                    f"this policy reads no instructions and knows only {self.config.tasks}; it cannot do {unknown[0]!r}"
-                )
+        known = self.config.tasks if self.observation_encoder.text_encoder is None else []
+        unknown = [task for task in tasks or () if task not in known]
+        if known and unknown:
+            raise ValueError(f"this policy reads no instructions and knows only {known}; it cannot do {unknown[0]!r}")
         return self.observation_encoder.text_features(tasks, without_instruction)
 
     def encode_frame(self, camera_key: str, images: Any, text: Tensor | None) -> Tensor:
@@ -205,34 +218,47 @@ class MultitaskDiTPolicy(nn.Module):
     def sample(
         self,
         conditioning: Tensor,
-        sampling: Sampling = Sampling(),  # noqa: B008: frozen
+        sampling: Sampling = AS_CONFIGURED,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         unconditional: Tensor | None = None,
+        join: JoinTarget | None = None,
         denoise: Denoise | None = None,
     ) -> Tensor:
         """Normalised actions (B * candidates, horizon, A) for a conditioning (B, C); an observation's stand together.
 
         noise (B * candidates, horizon, A) is the start of the loop, drawn from the generator if not given.
-        unconditional (B, C) is `encode(batch, without_instruction=True)`, for a guidance_scale other than 1. Raises
-        ValueError for choices the policy cannot follow, noise that does not fit, and if unconditional is missing.
+        unconditional (B, C) is `encode(batch, without_instruction=True)`, needed for a guidance_scale other than 1.
+        join (realtime.join_target) makes the chunk agree with the one in motion, by `sampling.joining`. denoise takes
+        the place of the method of that name, but where the network is guided. Raises ValueError for choices the policy
+        cannot follow and noise that does not fit.
         """
         chosen = sampling.resolve(self.config)
+        if chosen.guidance_scale == 1:
+            unconditional = None
+        elif unconditional is None:
+            raise ValueError(
+                f"guidance_scale {chosen.guidance_scale} needs `unconditional`, the conditioning without the "
+                "instruction: policy.encode(batch, without_instruction=True)"
+            )
         shape = (len(conditioning) * chosen.candidates, self.config.horizon, self.config.action_dim)
         noise = draw_noise(shape, conditioning, generator) if noise is None else check_noise(noise, shape)
         noise = noise.to(conditioning)
         plan = make_plan(self.objective, chosen.sampler, chosen.denoising_steps, conditioning.device)
-        if chosen.guidance_scale != 1:
-            if unconditional is None:
-                raise ValueError(
-                    f"guidance_scale {chosen.guidance_scale} needs `unconditional`, the conditioning without the "
-                    "instruction: policy.encode(batch, without_instruction=True)"
-                )
-        else:
-            unconditional = None
-        run = self.denoise if denoise is None else denoise
         step_noise = draw_step_noise(plan, noise, generator)
-        return run(plan, noise, step_noise, None, conditioning, unconditional, chosen.guidance_scale)
+        if join is not None:
+            join = join.repeat(chosen.candidates)
+        if join is not None and chosen.joining in ("guided", "guided_cheap"):
+            with differentiable():
+                # Tensors made in inference mode cannot be differentiated, copies made outside can.
+                conditioning = conditioning.clone()
+                unconditional = None if unconditional is None else unconditional.clone()
+                network = self.network(plan, conditioning, unconditional, chosen.guidance_scale, chosen.candidates)
+                network = guided(network, plan, join, chosen.max_guidance, cheap=chosen.joining == "guided_cheap")
+                return plan.run(network, noise.clone(), step_noise)
+        prefix = join.prefix if join is not None and chosen.joining == "prefix" else None
+        run = self.denoise if denoise is None else denoise
+        return run(plan, noise, step_noise, prefix, conditioning, unconditional, chosen.guidance_scale)
 
     def denoise(
         self,
@@ -249,41 +275,152 @@ class MultitaskDiTPolicy(nn.Module):
         conditioning and unconditional (None: no guidance by the instruction) have B rows; the others are as `Plan.run`
         takes them.
         """
-        copies = len(x) // len(conditioning)
+        candidates = len(x) // len(conditioning)
+        prefix_steps = 0 if prefix is None else prefix.shape[1]
+        network = self.network(plan, conditioning, unconditional, guidance_scale, candidates, prefix_steps)
+        return plan.run(network, x, step_noise, prefix)
+
+    def network(
+        self,
+        plan: Plan,
+        conditioning: Tensor,
+        unconditional: Tensor | None,
+        guidance_scale: float,
+        candidates: int = 1,
+        prefix_steps: int = 0,
+    ) -> Predict:
+        """The transformer as a plan calls it, its conditioning (B, C) the same for so many candidates.
+
+        Both halves of classifier-free guidance go through it as one batch. The first prefix_steps steps are given the
+        timestep of clean actions.
+        """
         rows = conditioning if unconditional is None else torch.cat([conditioning, unconditional])
-        rows = rows.repeat_interleave(copies, dim=0)
-        known = 0 if prefix is None else prefix.shape[1]
+        rows = rows.repeat_interleave(candidates, dim=0)
 
         def predict(x: Tensor, call: int) -> Tensor:
             batch = x if unconditional is None else torch.cat([x, x])
             timestep = plan.timesteps[call].expand(len(batch))
-            if known:
-                timestep = token_timesteps(plan, call, len(batch), x.shape[1], known)
+            if prefix_steps:
+                timestep = token_timesteps(plan, call, len(batch), x.shape[1], prefix_steps)
             out = self.noise_predictor(batch, timestep, rows)
-            return out if unconditional is None else guide(*out.chunk(2), guidance_scale)
+            if unconditional is None:
+                return out
+            return guide(out[: len(x)], out[len(x) :], guidance_scale)
 
-        return plan.run(predict, x, step_noise, prefix)
+        return predict
 
-    @torch.inference_mode()
     def predict_chunk(
         self,
         batch: Mapping[str, Any],
-        sampling: Sampling = Sampling(),  # noqa: B008: frozen
+        sampling: Sampling = AS_CONFIGURED,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        motion: ChunkInMotion | None = None,
+        weaker: "MultitaskDiTPolicy | None" = None,
     ) -> Tensor:
         """Actions from now on, (B, horizon - n_obs_steps + 1, A) float32, absolute, in units.
 
-        Row 0 belongs to the newest observation. Arguments as for `sample`.
+        Row 0 belongs to the newest observation. sampling, noise and generator as for `sample`. motion is the chunk
+        being executed, with which the new one is to agree (realtime.py); weaker, such as an earlier checkpoint,
+        proposes as many candidates, and the one kept is unlike them (candidates.py). Raises ValueError for arguments
+        that do not fit, or that would have no effect.
+        """
+        if sampling.candidates == 1 and weaker is not None:
+            raise ValueError("`weaker` helps to choose among candidates: Sampling(candidates=...) must be at least 2")
+        candidates = self.predict_candidates(batch, sampling, noise, generator, motion)
+        if weaker is None:
+            return self.best_candidate(candidates, sampling, motion)
+        proposed = weaker.predict_candidates(batch, Sampling(candidates=sampling.candidates), generator=generator)
+        return self.best_candidate(candidates, sampling, motion, proposed)
+
+    @torch.inference_mode()
+    def predict_candidates(
+        self,
+        batch: Mapping[str, Any],
+        sampling: Sampling = AS_CONFIGURED,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        motion: ChunkInMotion | None = None,
+    ) -> Tensor:
+        """All candidates, (B, candidates, horizon - n_obs_steps + 1, A); arguments as for `predict_chunk`.
+
+        The observation is encoded once for all of them.
         """
         with self._evaluation(self):
-            actions = self.sample(self.encode(batch), sampling, noise, generator)
-        actions = self.action_normalizer.undo(actions[:, self.config.n_obs_steps - 1 :])
-        return actions + self._action_origin(batch)
+            conditioning = self.encode(batch)
+            unconditional = None
+            if sampling.resolve(self.config).guidance_scale != 1:
+                unconditional = self.encode(batch, without_instruction=True)
+            origin = self.action_origin(batch)
+            return self.candidates_from(conditioning, origin, sampling, noise, generator, unconditional, motion)
+
+    def candidates_from(
+        self,
+        conditioning: Tensor,
+        origin: Tensor,
+        sampling: Sampling = AS_CONFIGURED,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        unconditional: Tensor | None = None,
+        motion: ChunkInMotion | None = None,
+        denoise: Denoise | None = None,
+    ) -> Tensor:
+        """`predict_candidates` from what is encoded already; origin (B, 1, A) as `action_origin` gives it."""
+        chosen = sampling.resolve(self.config)
+        if motion is not None and chosen.joining is None and chosen.candidates == 1:
+            raise ValueError("`motion` has no effect with joining None and one candidate; leave it out")
+        join = None
+        if motion is not None:
+            join = join_target(
+                motion,
+                self.config,
+                len(conditioning),
+                lambda actions: self.action_normalizer(actions.to(origin) - origin),
+                chosen.joining,
+            )
+        actions = self.sample(conditioning, sampling, noise, generator, unconditional, join, denoise)
+        actions = actions[:, self.config.n_obs_steps - 1 :].unflatten(0, (-1, chosen.candidates))
+        return self.action_normalizer.undo(actions) + origin.unsqueeze(1)
+
+    @torch.inference_mode()
+    def best_candidate(
+        self,
+        candidates: Tensor,
+        sampling: Sampling = AS_CONFIGURED,
+        motion: ChunkInMotion | None = None,
+        weaker: Tensor | None = None,
+    ) -> Tensor:
+        """The chunk (B, T, A) that candidates.py chooses of (B, N, T, A); weaker (B, K, T, A), all in units."""
+        if candidates.shape[1] == 1:
+            return candidates[:, 0]
+
+        def comparable(actions: Tensor) -> Tensor:
+            """Actions, of which only differences matter, such that each dimension counts by its range."""
+            return actions.to(candidates) * self.action_normalizer.inverse_scale
+
+        best = choose_candidate(
+            comparable(candidates),
+            None if motion is None else comparable(motion.actions),
+            sampling.coherence_decay,
+            None if weaker is None else comparable(weaker),
+        )
+        return candidates[torch.arange(len(candidates), device=best.device), best]
+
+    def action_origin(self, batch: Mapping[str, Any]) -> Tensor:
+        """What actions are relative to, in units: the newest state's joints (B, 1, A), or 0 (1, 1, A)."""
+        if self.config.action_mode == "absolute":
+            return self.action_normalizer.centre.new_zeros(1, 1, self.config.action_dim)
+        return self._state(STATE, self._read(batch, STATE))[:, -1:, self.config.action_state_indices]
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Groups for an optimizer: the vision encoders at lr times their multiplier, all else at lr, frozen none."""
-        vision = [p for p in self.observation_encoder.vision_encoders.parameters() if p.requires_grad]
+        """Groups for an optimizer: the vision encoders at lr times their multiplier, all else at lr, frozen none.
+
+        The multiplier is for what was trained before, so a ViT's pooling by the words, which was not, is with the
+        rest.
+        """
+        encoders = self.observation_encoder.vision_encoders
+        named = [(name, p) for name, p in encoders.named_parameters() if p.requires_grad]
+        vision = [p for name, p in named if ".text_pooling." not in name]
         of_vision = {id(p) for p in vision}
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in of_vision]
         groups = [{"name": "policy", "params": rest, "lr": lr}]
@@ -291,12 +428,6 @@ class MultitaskDiTPolicy(nn.Module):
             multiplier = self.config.observation_encoder.vision.lr_multiplier
             groups.append({"name": "vision", "params": vision, "lr": lr * multiplier})
         return groups
-
-    def _action_origin(self, batch: Mapping[str, Any]) -> Tensor | float:
-        """What actions are relative to: the newest state's joints, (B, 1, A), or nothing."""
-        if self.config.action_mode == "absolute":
-            return 0.0
-        return self._state(STATE, self._read(batch, STATE))[:, -1:, self.config.action_state_indices]
 
     def _count(self, batch: Mapping[str, Any]) -> int:
         """How many samples a batch has: as many as its first input says."""

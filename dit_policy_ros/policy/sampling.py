@@ -52,7 +52,7 @@ class Sampling:
     denoising_steps: int | None = None
     guidance_scale: float | None = None
     candidates: int = 1
-    coherence_decay: float = 0.5
+    coherence_decay: float = 0.9
     joining: Joining | None = "guided"
     max_guidance: float = 5.0
 
@@ -77,6 +77,9 @@ class Sampling:
         if problems:
             raise ValueError("the policy cannot be sampled like that:\n  - " + "\n  - ".join(problems))
         return resolved
+
+
+AS_CONFIGURED = Sampling()
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def check_noise(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def draw_step_noise(plan: "Plan", x: Tensor, generator: torch.Generator | None) -> Tensor | None:
-    """What `plan.run` wants as step_noise for x (B, T, A): (steps, B, T, A), one draw a step in their order, or None."""
+    """What `plan.run` wants as step_noise for x (B, T, A): (steps, B, T, A), one draw a step in order, or None."""
     if not plan.draws_noise:
         return None
     return torch.stack([draw_noise(x.shape, x, generator) for _ in range(plan.steps)])
@@ -198,7 +201,9 @@ class Plan(ABC):
         """The shape of step_noise for x of shape (B, T, A), or None."""
         return (self.steps, *shape) if self.draws_noise else None
 
-    def run(self, predict: Predict, x: Tensor, step_noise: Tensor | None = None, prefix: Tensor | None = None) -> Tensor:
+    def run(
+        self, predict: Predict, x: Tensor, step_noise: Tensor | None = None, prefix: Tensor | None = None
+    ) -> Tensor:
         """Noise x (B, T, A) -> normalised actions (B, T, A).
 
         step_noise as `draw_step_noise` gives it. prefix (B, P, A), normalised: the first P steps are known; the network
@@ -206,7 +211,9 @@ class Plan(ABC):
         """
         wanted = self.step_noise_shape(x.shape)
         if (None if step_noise is None else tuple(step_noise.shape)) != wanted:
-            raise ValueError(f"{self.sampler} in {self.steps} steps wants step_noise of shape {wanted}; draw_step_noise")
+            raise ValueError(
+                f"{self.sampler} in {self.steps} steps wants step_noise of shape {wanted}; draw_step_noise"
+            )
         if prefix is None:
             return self._loop(predict, x, step_noise)
         return hold(self._loop(lambda x, call: predict(hold(x, prefix), call), x, step_noise), prefix)
@@ -291,7 +298,11 @@ class DiffusionPlan(Plan):
                 clean = clean.clamp(-self.clip_range, self.clip_range)
             noise = None if step_noise is None else step_noise[call]
             x = _combination(
-                (update.x, x), (update.out, out), (update.clean, clean), (update.previous, previous), (update.noise, noise)
+                (update.x, x),
+                (update.out, out),
+                (update.clean, clean),
+                (update.previous, previous),
+                (update.noise, noise),
             )
             previous = clean
         return x
@@ -366,7 +377,7 @@ def _diffusion_plan(objective: Diffusion, sampler: str, steps: int, device: torc
         sampler,
         steps,
         timesteps=torch.tensor(visited, dtype=torch.float32, device=device),
-        clean_timestep=-1.0,  # the schedule's own convention: the share of signal before timestep 0 is 1
+        clean_timestep=objective.clean_timestep,
         levels=levels,
         updates=tuple(updates),
         clip_range=config.clip_range,
@@ -414,13 +425,13 @@ class FlowPlan(Plan):
 
 
 def _flow_plan(objective: FlowMatching, sampler: str, steps: int, device: torch.device) -> FlowPlan:
-    config, tableau = objective.config, TABLEAUS[sampler]
+    tableau = TABLEAUS[sampler]
     times = [(i + time) / steps for i in range(steps) for time in tableau.times]
     return FlowPlan(
         sampler,
         steps,
-        timesteps=config.timestep_scale * torch.tensor(times, dtype=torch.float32, device=device),
-        clean_timestep=config.timestep_scale,
+        timesteps=objective.embedding_timestep(torch.tensor(times, dtype=torch.float32, device=device)),
+        clean_timestep=objective.clean_timestep,
         levels=tuple(Level(signal=t, noise=1 - t, of_x=1.0, of_out=1 - t) for t in times),
         tableau=tableau,
     )

@@ -1,0 +1,214 @@
+"""Real-time chunking: a new chunk that agrees with the one in motion while it was computed.
+
+By the time a chunk arrives, the robot has executed `delay` more steps of the chunk before it. Those steps are
+committed: the new chunk must contain them, and go on from them. Three ways:
+
+- "guided": each estimate of the clean chunk is pulled towards the chunk in motion Y, fully on the committed steps and
+  ever less on the steps after them (`overlap_weights`). Works with any policy (arXiv 2506.07339); costs a backward
+  pass through the network in each call, about two more calls' time.
+- "guided_cheap": the same without the network's part of the Jacobian; no backward pass, no knowledge of how the
+  steps hang together.
+- "prefix": the committed steps are given to the network clean, with a timestep that says so. Exact and free, but needs
+  a policy trained with `max_delay` (arXiv 2512.05964).
+
+Guidance, for both objectives. On the way from noise to actions x = a clean + s epsilon (flow matching: a = t,
+s = 1 - t; diffusion: a^2 = alpha_bar, s^2 = 1 - alpha_bar). Pseudoinverse guidance (PiGDM, Song et al., ICLR 2023,
+eq. 7 and 8; in arXiv 2506.07339 eq. 2 to 4) takes clean | x for a Gaussian around the network's estimate c(x) with
+variance r^2 = s^2 / (a^2 + s^2), the posterior's if clean is standard normal. Then
+
+    d log p(Y | x) / dx = J^T W (Y - c) / r^2,    J = dc / dx,
+
+is added to the score. By Tweedie's formula c = (x + s^2 score) / a, so the guided estimate is
+
+    c' = c + s^2 / (a r^2) J^T W (Y - c) = c + (a^2 + s^2) / a J^T W (Y - c).
+
+Flow matching: c = x + (1 - t) v, so that v' = v + (1 - t) / (t r^2) J^T W (Y - c), with the weight bounded by
+`max_guidance` (eq. 2 of the paper: it is infinite at t = 0). Diffusion: a^2 + s^2 = 1, so that
+c' = c + 1/a J^T W (Y - c), its weight 1/a bounded likewise; clipping comes after, as for any estimate, and the
+network's output is changed to the one that says c', so that every sampler goes on from it. If clean is standard
+normal then J = a (flow matching: a / (a^2 + s^2)) and c' = Y wherever W = 1 and the bound is not met.
+
+Without the network's Jacobian, flow matching's J is the identity, that of c = x + (1 - t) v at a fixed v. The same for
+diffusion would be 1/a, hence a weight of 1/a^2, up to 4e8 (0 where the network predicts the clean actions): there
+J = a, the standard normal's, is taken instead.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .configuration import PolicyConfig
+from .sampling import FlowPlan, Joining, Plan, Predict
+
+
+@dataclass(frozen=True)
+class ChunkInMotion:
+    """The chunk being executed, as far as it is not past.
+
+    actions (B or 1, N, A), absolute, in units: row 0 belongs to the newest observation's time. The first `delay` rows
+    will have been executed when the new chunk arrives. `execution_horizon` is s, the number of steps between one
+    inference and the next: the last s steps of the new chunk are free. past (B or 1, n_obs_steps - 1, A), needed by a
+    prefix where n_obs_steps exceeds 1: the actions of the earlier observations' times, earliest first.
+    """
+
+    actions: Tensor
+    delay: int
+    execution_horizon: int
+    past: Tensor | None = None
+
+    def problems(self, config: PolicyConfig, batch: int) -> list[str]:
+        """What does not fit a policy and a batch of that size, a sentence each."""
+        found = _shape_problems("actions", self.actions, batch, None, config.action_dim)
+        if self.past is not None:
+            found += _shape_problems("past", self.past, batch, config.n_obs_steps - 1, config.action_dim)
+        if found:
+            return found
+        steps, rows, delay = config.max_action_steps, self.actions.shape[1], self.delay
+        if rows > steps:
+            found.append(f"actions has {rows} rows, a chunk has {steps} from the newest observation on")
+        if not 0 <= delay <= rows:
+            found.append(f"delay must be 0 to {rows}, the number of rows of actions; got {delay}")
+        if not 1 <= self.execution_horizon <= steps - delay:
+            found.append(
+                f"execution_horizon must be 1 to {steps - delay} (the chunk's {steps} steps without the delay's "
+                f"{delay}), got {self.execution_horizon}"
+            )
+        return found
+
+
+def _shape_problems(name: str, value: Tensor, batch: int, rows: int | None, width: int) -> list[str]:
+    shape = tuple(value.shape)
+    if len(shape) != 3 or shape[0] not in (1, batch) or shape[2] != width or rows not in (None, shape[1]):
+        wanted = (f"{batch} or 1" if batch != 1 else 1, "N" if rows is None else rows, width)
+        return [f"{name} has shape {shape}, the policy and the batch need {wanted}".replace("'", "")]
+    if not value.is_floating_point():
+        return [f"{name} must be floating point, in units, got {value.dtype}"]
+    if not value.isfinite().all():
+        sample, row, index = (~value.isfinite()).nonzero()[0].tolist()
+        return [f"{name} is not finite: {value[sample, row, index]} in sample {sample}, row {row}, dimension {index}"]
+    return []
+
+
+@dataclass(frozen=True)
+class JoinTarget:
+    """The chunk in motion in the model's space: what the new chunk, its past rows included, should agree with.
+
+    actions (B, horizon, A), normalised, zero where nothing is known; weights: W of each row, on the host; the first
+    `prefix_steps` rows are known and committed.
+    """
+
+    actions: Tensor
+    weights: tuple[float, ...]
+    prefix_steps: int
+
+    @property
+    def prefix(self) -> Tensor | None:
+        """The committed rows (B, prefix_steps, A), or None where there are none."""
+        return self.actions[:, : self.prefix_steps] if self.prefix_steps else None
+
+    def repeat(self, candidates: int) -> "JoinTarget":
+        """The same for so many candidates of each observation, (B * candidates, horizon, A)."""
+        return replace(self, actions=self.actions.repeat_interleave(candidates, dim=0))
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Where tensors may be made that autograd can use, even if the caller is in inference mode; no gradients yet."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def overlap_weights(steps: int, delay: int, execution_horizon: int) -> list[float]:
+    """W of a chunk's steps (arXiv 2506.07339, eq. 5): 1 while committed, falling to 0 where the last s steps begin."""
+    overlap = steps - execution_horizon
+    weights = []
+    for i in range(steps):
+        share = (overlap - i) / (overlap - delay + 1)
+        decaying = share * math.expm1(share) / math.expm1(1)
+        weights.append(1.0 if i < delay else decaying if i < overlap else 0.0)
+    return weights
+
+
+def join_target(
+    motion: ChunkInMotion,
+    config: PolicyConfig,
+    batch: int,
+    normalize: Callable[[Tensor], Tensor],
+    joining: Joining | None,
+) -> JoinTarget:
+    """The chunk in motion for a batch, as `joining` needs it.
+
+    normalize maps actions (B, N, A) in units to the model's space. Raises ValueError naming all that does not fit.
+    """
+    problems = motion.problems(config, batch)
+    past_steps = config.n_obs_steps - 1
+    if joining == "prefix":
+        if motion.delay > config.max_delay or config.max_delay == 0:
+            problems.append(
+                f"joining by prefix: delay {motion.delay} exceeds max_delay {config.max_delay}, the longest prefix "
+                "the policy was trained with; use joining 'guided', or train with a larger max_delay"
+                if config.max_delay
+                else "joining by prefix needs a policy trained with max_delay above 0; use joining 'guided'"
+            )
+        if past_steps and motion.past is None:
+            problems.append(
+                f"joining by prefix needs `past`, the {past_steps} actions before the newest observation: this "
+                f"policy's chunks begin with them (n_obs_steps {config.n_obs_steps})"
+            )
+    if problems:
+        raise ValueError("the chunk in motion does not fit:\n  - " + "\n  - ".join(problems))
+    known = normalize(motion.actions.expand(batch, -1, -1))
+    rows = known.shape[1]
+    actions = known.new_zeros(batch, config.horizon, config.action_dim)
+    actions[:, past_steps : past_steps + rows] = known
+    if motion.past is not None:
+        actions[:, :past_steps] = normalize(motion.past.expand(batch, -1, -1))
+    weights = overlap_weights(config.max_action_steps, motion.delay, motion.execution_horizon)
+    weights = [0.0] * past_steps + weights[:rows] + [0.0] * (config.max_action_steps - rows)
+    return JoinTarget(actions, tuple(weights), past_steps + motion.delay if motion.delay else 0)
+
+
+def guided(predict: Predict, plan: Plan, target: JoinTarget, max_guidance: float, cheap: bool) -> Predict:
+    """A network whose outputs lead to chunks that agree with the target; see the module's docstring.
+
+    If no row has a weight it is the network itself. Unless cheap it differentiates predict: call it outside inference
+    mode, with tensors made there.
+    """
+    if not any(target.weights):
+        return predict
+    gains = output_gains(plan, max_guidance)
+    wanted = target.actions
+    weights = wanted.new_tensor(target.weights).view(1, -1, 1)
+
+    def guided_cheaply(x: Tensor, call: int) -> Tensor:
+        out = predict(x, call)
+        jacobian = 1.0 if isinstance(plan, FlowPlan) else plan.levels[call].signal
+        pull = weights * (wanted - plan.levels[call].clean(x, out))
+        return torch.add(out, pull, alpha=gains[call] * jacobian)
+
+    def guided_by_jacobian(x: Tensor, call: int) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            out = predict(x, call)
+            clean = plan.levels[call].clean(x, out)
+        pull = weights * (wanted - clean.detach())
+        (gradient,) = torch.autograd.grad(clean, x, pull)
+        return torch.add(out.detach(), gradient, alpha=gains[call])
+
+    return guided_cheaply if cheap else guided_by_jacobian
+
+
+def output_gains(plan: Plan, max_guidance: float) -> list[float]:
+    """What J^T W (Y - c) is multiplied by before it is added to the network's output, one a call."""
+    if isinstance(plan, FlowPlan):
+        return [min(max_guidance, _flow_weight(level.signal)) for level in plan.levels]
+    return [min(max_guidance, 1 / level.signal) * level.over / level.of_out for level in plan.levels]
+
+
+def _flow_weight(t: float) -> float:
+    """(1 - t) / (t r^2) with r^2 = (1 - t)^2 / (t^2 + (1 - t)^2); infinite at both ends."""
+    return (t**2 + (1 - t) ** 2) / (t * (1 - t)) if 0 < t < 1 else math.inf

@@ -197,7 +197,6 @@ def damage_config(folder, **changes):
             ),
             "cannot be read .* the file is damaged",
         ),
-        (lambda folder: torch.save({}, folder / "model.safetensors"), "cannot be read"),  # a pickle
     ],
 )
 def test_damage_is_named(folder, damage, message):

@@ -2,14 +2,18 @@
 
 model.safetensors     all weights, the frozen text tower's included
 config.json           PolicyConfig with the encoders' own (Hugging Face) configurations filled in
-tokenizer/            the tokenizer's files
+tokenizer/            the tokenizer's files; not there if the policy reads no words
 dataset_stats.json    the statistics the policy normalises with
 embodiment.yaml       the robot it was trained on
 model_card.md         for the reader
+
+Loading allocates no weight twice. The policy is built without weights (on torch's meta device), the file's
+header is compared with it, and only then are the tensors read, straight to the device, and put in their places.
 """
 
 import copy
 import json
+import mmap
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,12 +25,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .configuration import ClipTextConfig, ClipVisionConfig, PolicyConfig
+from .configuration import ClipTextConfig, PolicyConfig, ViTConfig
 from .modeling import MultitaskDiTPolicy
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, TOKENIZER, STATS = "model.safetensors", "config.json", "tokenizer", "dataset_stats.json"
 EMBODIMENT, MODEL_CARD = "embodiment.yaml", "model_card.md"
+ALIGNMENT = 64  # bytes, as torch allocates
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class CheckpointError(ValueError):
@@ -42,7 +48,7 @@ def save_checkpoint(folder: str | Path, policy: MultitaskDiTPolicy, embodiment_y
     """
     folder = Path(folder)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
-    if bad := _not_finite(weights):
+    if bad := [name for name, tensor in weights.items() if not is_finite(tensor)]:
         raise CheckpointError(f"not saved to {folder}: weights are not finite: {_listed(bad)}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
@@ -51,7 +57,8 @@ def save_checkpoint(folder: str | Path, policy: MultitaskDiTPolicy, embodiment_y
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         (partial / WEIGHTS).chmod(0o644)
         _write_json(partial / CONFIG, {"format_version": FORMAT_VERSION} | draccus.encode(_self_contained(policy)))
-        policy.observation_encoder.text_encoder.tokenizer.save_pretrained(partial / TOKENIZER)
+        if isinstance(policy.config.observation_encoder.text, ClipTextConfig):
+            policy.observation_encoder.text_encoder.tokenizer.save_pretrained(partial / TOKENIZER)
         _write_json(partial / STATS, policy.stats)
         (partial / EMBODIMENT).write_text(embodiment_yaml, encoding="utf-8")
         (partial / MODEL_CARD).write_text(model_card, encoding="utf-8")
@@ -61,17 +68,22 @@ def save_checkpoint(folder: str | Path, policy: MultitaskDiTPolicy, embodiment_y
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> MultitaskDiTPolicy:
-    """The policy in evaluation mode on a device. Raises CheckpointError."""
+    """The policy in evaluation mode on a device.
+
+    Asks no network and no hub cache, and never unpickles. Raises CheckpointError, naming everything that is
+    wrong with the weights at once.
+    """
     folder = Path(folder)
-    _check_files(folder)
-    config = load_config(folder)
-    stats = _read_json(folder / STATS)
+    config, stats = _read_description(folder)
+    target = usable_device(device)
     try:
-        policy = MultitaskDiTPolicy(config, stats, _load_tokenizer(folder / TOKENIZER))
+        with torch.device("meta"):
+            policy = MultitaskDiTPolicy(config, stats, _tokenizer_of(folder, config))
     except ValueError as error:
         raise CheckpointError(f"checkpoint {folder}: {error}") from error
-    policy.load_state_dict(_load_weights(folder / WEIGHTS, policy.state_dict()), strict=True)
-    return policy.to(device).eval()
+    policy.load_state_dict(_load_weights(folder / WEIGHTS, policy.state_dict(), target), strict=True, assign=True)
+    policy.reset_buffers(target)  # tables that no file holds
+    return policy.eval()
 
 
 def load_config(folder: str | Path) -> PolicyConfig:
@@ -87,7 +99,29 @@ def load_config(folder: str | Path) -> PolicyConfig:
     try:
         return draccus.decode(PolicyConfig, content)
     except Exception as error:  # draccus has no common base for what decoding may raise
-        raise CheckpointError(f"{path} is not a policy's configuration: {error}") from error
+        raise CheckpointError(f"{path} is not a policy's configuration: {_reasons(error)}") from error
+
+
+def _reasons(error: BaseException) -> str:
+    """An error's message and those of what caused it: draccus wraps what a configuration says of itself."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    return ": ".join(dict.fromkeys(str(cause) for cause in causes))
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of that name. Raises CheckpointError if there is none that can hold weights."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"weights cannot be loaded to device {str(name)!r}: {reason}; this machine has {', '.join(there)}"
+        ) from error
+    return device
 
 
 def _self_contained(policy: MultitaskDiTPolicy) -> PolicyConfig:
@@ -96,7 +130,7 @@ def _self_contained(policy: MultitaskDiTPolicy) -> PolicyConfig:
     encoder, described = policy.observation_encoder, config.observation_encoder
     if isinstance(described.text, ClipTextConfig):
         described.text.model_config = _architecture(encoder.text_encoder.text_encoder)
-    if isinstance(described.vision, ClipVisionConfig) and encoder.cameras:
+    if isinstance(described.vision, ViTConfig) and encoder.cameras:
         described.vision.backbone_config = _architecture(encoder.vision_encoders[0].model)
     return config
 
@@ -107,21 +141,46 @@ def _architecture(tower: Any) -> dict[str, Any]:
     return {key: value for key, value in entries.items() if key not in ("_name_or_path", "transformers_version")}
 
 
-def _check_files(folder: Path) -> None:
+def _read_description(folder: Path) -> tuple[PolicyConfig, Any]:
+    """Configuration and statistics of a folder that holds all of its files."""
     if not folder.is_dir():
         raise CheckpointError(
             f"no checkpoint at {folder}: the folder does not exist; give the folder that training wrote, "
             f"holding {WEIGHTS} and {CONFIG}"
         )
-    missing = [name for name in (WEIGHTS, CONFIG, TOKENIZER, STATS, EMBODIMENT) if not (folder / name).exists()]
-    if missing:
+    config = load_config(folder) if (folder / CONFIG).exists() else None
+    wanted = [WEIGHTS, CONFIG, STATS, EMBODIMENT]
+    if config is None or isinstance(config.observation_encoder.text, ClipTextConfig):
+        wanted.append(TOKENIZER)
+    missing = [name for name in wanted if not (folder / name).exists()]
+    if missing or config is None:
+        hint = "copy the whole folder that training wrote"
+        if pickles := [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]:
+            hint += f". {', '.join(pickles)} may be a pickle, which can run any code when read, and is never read"
+        raise CheckpointError(f"checkpoint {folder} is incomplete: it lacks {', '.join(missing)}; {hint}")
+    return config, _read_json(folder / STATS)
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raises CheckpointError for a file that torch.save or pickle wrote, whatever its name."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A safetensors file is eight bytes of length, then JSON; torch.save writes a zip archive.
+    if start[8:9] != b"{" and (start.startswith(b"PK\x03\x04") or start.startswith(b"\x80")):
         raise CheckpointError(
-            f"checkpoint {folder} is incomplete: it lacks {', '.join(missing)}; "
-            "copy the whole folder that training wrote"
+            f"{path} is a pickle, which can run any code when read, so it is never read: "
+            "convert it to safetensors where you trust it"
         )
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def _tokenizer_of(folder: Path, config: PolicyConfig) -> Any:
+    if not isinstance(config.observation_encoder.text, ClipTextConfig):
+        return None
+    return load_tokenizer(folder / TOKENIZER)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder. Raises CheckpointError."""
     from transformers import AutoTokenizer
 
     try:
@@ -130,23 +189,19 @@ def _load_tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"{folder} holds no tokenizer that transformers can read: {error}") from error
 
 
-def _load_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+def _load_weights(path: Path, expected: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """The tensors of a file that must hold exactly the expected ones: names, shapes, types, finite."""
+    refuse_pickle(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with safe_open(path, framework="pt", device=str(device)) as file:  # checks lengths and offsets
+            problems = _header_problems(file, expected)
+            if device.type == "cpu" and not problems:
+                found = _read_to_memory(path, expected)
+            else:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): the file is damaged, copy it again") from error
-    problems = []
-    if missing := sorted(expected.keys() - found.keys()):
-        problems.append(f"missing: {_listed(missing)}")
-    if unexpected := sorted(found.keys() - expected.keys()):
-        problems.append(f"unexpected: {_listed(unexpected)}")
-    for name in sorted(expected.keys() & found.keys()):
-        have, want = found[name], expected[name]
-        if have.shape != want.shape or have.dtype != want.dtype:
-            problems.append(f"{name}: {_described(have)} in the file, {_described(want)} in the model")
-    if bad := _not_finite(found):
+    if bad := [name for name in sorted(found) if not is_finite(found[name])]:
         problems.append(f"not finite: {_listed(bad)}")
     if problems:
         raise CheckpointError(
@@ -156,12 +211,77 @@ def _load_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
-    return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+def _read_to_memory(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose header was found to be right, read into one block of memory.
+
+    safetensors itself would leave them mapped from the file at odd addresses: a product's last bits depend on
+    the alignment, and a policy must not depend on a file that somebody may overwrite while it runs. The block
+    is of huge pages where the system has them, because filling memory by small pages takes three times as long.
+    """
+    with path.open("rb", buffering=0) as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        starts, size = {}, 0
+        for name, tensor in expected.items():
+            starts[name] = size
+            size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        block = mmap.mmap(-1, max(size, 1))
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            block.madvise(mmap.MADV_HUGEPAGE)
+        memory = memoryview(block)
+        for name in sorted(expected, key=lambda name: header[name]["data_offsets"]):
+            file.seek(8 + length + header[name]["data_offsets"][0])
+            _fill(file, memory[starts[name] : starts[name] + expected[name].nbytes], path)
+    return {name: _view(block, starts[name], tensor) for name, tensor in expected.items()}
 
 
-def _described(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+def _fill(file: Any, memory: memoryview, path: Path) -> None:
+    """Reads until the memory is full: one read gives at most 2 GiB."""
+    while len(memory):
+        count = file.readinto(memory)
+        if not count:
+            raise OSError(f"{path} ends early")
+        memory = memory[count:]
+
+
+def _view(block: mmap.mmap, start: int, like: Tensor) -> Tensor:
+    if not like.numel():
+        return torch.empty(like.shape, dtype=like.dtype)
+    return torch.frombuffer(block, dtype=like.dtype, count=like.numel(), offset=start).view(like.shape)
+
+
+def _header_problems(file: Any, expected: dict[str, Tensor]) -> list[str]:
+    """What differs between an open file and the model in names, shapes and types, a sentence each."""
+    names = set(file.keys())
+    problems = []
+    if missing := sorted(expected.keys() - names):
+        problems.append(f"missing: {_listed(missing)}")
+    if unexpected := sorted(names - expected.keys()):
+        problems.append(f"unexpected: {_listed(unexpected)}")
+    for name in sorted(expected.keys() & names):
+        part = file.get_slice(name)
+        have = f"{_DTYPES.get(part.get_dtype(), part.get_dtype())} {tuple(part.get_shape())}"
+        want = f"{str(expected[name].dtype).removeprefix('torch.')} {tuple(expected[name].shape)}"
+        if have != want:
+            problems.append(f"{name}: {have} in the file, {want} in the model")
+    return problems
+
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite, without a copy: one of them would make the sum so too."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def _listed(names: list[str]) -> str:

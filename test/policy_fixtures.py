@@ -55,7 +55,10 @@ def make_stats(config: PolicyConfig) -> dict[str, dict[str, list[float]]]:
             "std": [span * (1 + i) for i in range(dim)],
         }
 
-    return {"observation.state": of(config.state_dim, 1.0), "action": of(config.action_dim, 0.1)}
+    stats = {
+        key: of(feature.shape[0], 1.0) for key, feature in config.input_features.items() if len(feature.shape) == 1
+    }
+    return stats | {"action": of(config.action_dim, 0.1)}
 
 
 def make_batch(config: PolicyConfig, size: int = 2, seed: int = 0) -> dict[str, Any]:
@@ -69,7 +72,9 @@ def make_batch(config: PolicyConfig, size: int = 2, seed: int = 0) -> dict[str, 
         key: torch.from_numpy(rng.integers(0, 256, (size, config.n_obs_steps, 3, *shape), dtype=np.uint8))
         for key, shape in config.cameras.items()
     }
-    batch["observation.state"] = normal(size, config.n_obs_steps, config.state_dim)
+    for key, feature in config.input_features.items():
+        if len(feature.shape) == 1:
+            batch[key] = normal(size, config.n_obs_steps, *feature.shape)
     batch["action"] = normal(size, config.horizon, config.action_dim)
     batch["action_is_pad"] = torch.zeros(size, config.horizon, dtype=torch.bool)
     batch["task"] = [INSTRUCTIONS[i % 3] for i in range(size)]

@@ -1,20 +1,35 @@
 """Encoders: pictures cut as they should be, words that reach the pixels, a text tower that runs once."""
 
 import copy
+import dataclasses
 import logging
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torchvision.transforms.v2 as transforms
 import torchvision.transforms.v2.functional as oracle
 from policy_fixtures import INSTRUCTIONS, demo_config, make_batch, randomize
 from torch import nn
-from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    AutoTokenizer,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+)
 
 from dit_policy_ros.policy import text as text_module
 from dit_policy_ros.policy.configuration import (
     ClipTextConfig,
     ClipVisionConfig,
     ConfigurationError,
+    DinoV3VisionConfig,
+    Feature,
+    NoTextConfig,
     ObservationEncoderConfig,
     ResNetConfig,
 )
@@ -23,7 +38,7 @@ from dit_policy_ros.policy.preprocessing import Preprocessor
 from dit_policy_ros.policy.resnet import ResNet, spatial_soft_argmax
 from dit_policy_ros.policy.text import ClipText
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
-from dit_policy_ros.policy.vision import ClipVision, make_vision_encoder
+from dit_policy_ros.policy.vision import ClipVision, DinoV3Vision, TextPooling, make_vision_encoder
 
 TINY_VIT = {
     "hidden_size": 24,
@@ -32,6 +47,14 @@ TINY_VIT = {
     "num_attention_heads": 2,
     "image_size": 32,
     "patch_size": 8,
+}
+TINY_DINO = {
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+    "num_register_tokens": 3,
 }
 
 
@@ -58,6 +81,16 @@ def test_short_side_is_scaled_and_the_centre_cut():
     expected = oracle.normalize(oracle.center_crop(expected, [32, 28]), config.image_mean, config.image_std)
     torch.testing.assert_close(preprocessor(images).flatten(0, 1), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(preprocessor(images / 255).flatten(0, 1), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 48), (90, 50), (60, 90)])  # smaller, one side larger, the same
+def test_stretching_keeps_no_aspect_ratio(shape):
+    config = ClipVisionConfig(resize_shape=shape, crop_shape=(32, 28), resize_mode="stretch")
+    preprocessor = Preprocessor(config, (60, 90), normalize=False).eval()
+    images = torch.randint(0, 256, (2, 2, 3, 60, 90), dtype=torch.uint8)
+    expected = transforms.Resize(shape, antialias=True)(images.flatten(0, 1) / 255)
+    expected = oracle.center_crop(expected, [32, 28])
+    torch.testing.assert_close(preprocessor(images).flatten(0, 1), expected, atol=1e-5, rtol=0)
 
 
 def test_without_resize_and_crop_the_picture_passes():
@@ -159,6 +192,106 @@ def test_clip_is_the_cls_token_of_the_backbone(tmp_path, post_layernorm):
     encoder = ClipVision(config, text_dim=16).eval()
     torch.testing.assert_close(encoder(images, torch.empty(2, 0)), expected)
     assert encoder.model.post_layernorm.weight.requires_grad is post_layernorm
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_clip_is_what_its_configuration_says(activation):
+    """The original's timm weights were trained with the exact GELU, OpenAI's with the quick one."""
+    fields = TINY_VIT | {"hidden_act": activation, "layer_norm_eps": 1e-3}
+    model = CLIPVisionModel(CLIPVisionConfig(**fields)).eval()
+    randomize(model)
+    encoder = ClipVision(ClipVisionConfig(backbone_config=fields), text_dim=16).eval()
+    encoder.model.load_state_dict(model.vision_model.state_dict())
+    images = 10 * torch.randn(2, 3, 32, 32)
+    expected = model(images).last_hidden_state[:, 0]
+    torch.testing.assert_close(encoder(images, None), expected)
+    other = CLIPVisionModel(CLIPVisionConfig(**fields | {"hidden_act": "relu"})).eval()
+    other.load_state_dict(model.state_dict())
+    assert not torch.allclose(other(images).last_hidden_state[:, 0], expected, atol=1e-3)
+
+
+def make_dino(tmp_path=None, **changes):
+    torch.manual_seed(0)
+    model = DINOv3ViTModel(DINOv3ViTConfig(**TINY_DINO)).eval()
+    randomize(model)
+    if tmp_path is None:
+        encoder = DinoV3Vision(DinoV3VisionConfig(backbone_config=TINY_DINO, **changes), text_dim=16)
+        encoder.model.load_state_dict(model.state_dict())
+    else:
+        model.save_pretrained(tmp_path)
+        encoder = DinoV3Vision(DinoV3VisionConfig(backbone=str(tmp_path), **changes), text_dim=16)
+    return model, encoder.eval()
+
+
+@pytest.mark.parametrize("from_folder", [False, True])
+def test_dinov3_is_the_cls_token_of_the_backbone(tmp_path, from_folder):
+    model, encoder = make_dino(tmp_path if from_folder else None)
+    for shape in ((32, 32), (24, 40)):
+        images = torch.randn(2, 3, *shape)
+        expected = model(images)
+        torch.testing.assert_close(encoder(images, None), expected.last_hidden_state[:, 0])
+        patches = encoder.tokens(images)[1]
+        assert patches.shape == (2, shape[0] * shape[1] // 64, 24)  # neither the CLS token nor the registers
+        assert torch.equal(patches, expected.last_hidden_state[:, 4:])
+    assert not encoder.model.embeddings.mask_token.requires_grad
+
+
+def test_dinov3_trains_with_the_positions_it_acts_with():
+    model, encoder = make_dino()
+    images = torch.randn(1, 3, 32, 32)
+    expected = encoder(images, None)
+    assert not torch.equal(model.train()(images).last_hidden_state[:, 0], expected)  # transformers' way
+    assert torch.equal(encoder.train()(images, None), expected)
+    assert encoder.model.model.training
+    fresh = DinoV3Vision(DinoV3VisionConfig(backbone_config=TINY_DINO), text_dim=16)  # never told a mode
+    assert torch.equal(fresh(images, None), fresh(images, None))
+
+
+def test_dinov3_refuses_pictures_that_its_patches_do_not_cover():
+    with pytest.raises(ConfigurationError, match="sides are multiples of 8, it would get 32x36"):
+        make_vision_encoder(DinoV3VisionConfig(backbone_config=TINY_DINO), [(32, 32), (32, 36)], 16)
+
+
+def test_pooling_is_cross_attention_of_the_words_to_the_patches():
+    torch.manual_seed(0)
+    pooling = TextPooling(24, 16, num_heads=4)
+    randomize(pooling)
+    reference = nn.MultiheadAttention(24, 4, batch_first=True)
+    with torch.no_grad():
+        reference.in_proj_weight.copy_(torch.cat([torch.eye(24), pooling.key_value.weight]))
+        reference.in_proj_bias.copy_(torch.cat([torch.zeros(24), pooling.key_value.bias]))
+        reference.out_proj.load_state_dict(pooling.out_proj.state_dict())
+    patches, words = 10 * torch.randn(3, 9, 24), torch.randn(3, 16)
+    normed = nn.functional.layer_norm(patches, (24,), pooling.norm.weight, pooling.norm.bias)
+    expected = reference(pooling.query(words).unsqueeze(1), normed, normed)[0][:, 0]
+    torch.testing.assert_close(pooling(patches, words), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ClipVisionConfig(backbone_config=TINY_VIT, text_pooling=True, text_pooling_heads=4),
+        DinoV3VisionConfig(backbone_config=TINY_DINO, text_pooling=True, text_pooling_heads=4),
+    ],
+)
+def test_words_choose_what_is_pooled_beside_the_cls_token(config):
+    torch.manual_seed(0)
+    encoder = make_vision_encoder(config, [(32, 32)], 16).eval()
+    assert config.is_modulated_by_text
+    assert encoder.features_dim == 48
+    randomize(encoder.model)
+    images, words = 10 * torch.randn(2, 3, 32, 32), torch.randn(2, 16)
+    features, others = encoder(images, words), encoder(images, words.flip(0))
+    assert torch.equal(features[:, :24], encoder.tokens(images)[0])
+    assert torch.equal(others[:, :24], features[:, :24])
+    assert (others[:, 24:] - features[:, 24:]).abs().amax() > 1e-4
+    torch.testing.assert_close(features[:, 24:], encoder.text_pooling(encoder.tokens(images)[1], words))
+
+
+def test_pooling_heads_must_divide_a_width_known_only_from_the_backbone(tmp_path):
+    DINOv3ViTModel(DINOv3ViTConfig(**TINY_DINO)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match="text_pooling_heads 7 does not divide the backbone's width 24"):
+        DinoV3Vision(DinoV3VisionConfig(backbone=str(tmp_path), text_pooling=True, text_pooling_heads=7), 16)
 
 
 def test_clip_refuses_what_it_cannot_load(tmp_path):
@@ -300,6 +433,92 @@ def test_conditioning_is_state_cameras_words_step_by_step(tiny_clip, separate):
             expected = torch.cat(parts)
             actual = conditioning[sample].view(2, -1)[step]
             torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
+def two_sizes(tiny_clip, vision, shapes=((32, 48), (64, 40)), text=True):
+    cameras = {f"observation.images.{i}": Feature("VISUAL", (3, *shape)) for i, shape in enumerate(shapes)}
+    words = ClipTextConfig(str(tiny_clip)) if text else NoTextConfig()
+    return demo_config(
+        str(tiny_clip),
+        input_features=cameras,
+        action_mode="absolute",
+        observation_encoder=ObservationEncoderConfig(vision, words),
+    )
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize(
+    "vision",
+    [
+        ResNetConfig(resize_shape=None),
+        DinoV3VisionConfig(backbone_config=TINY_DINO, resize_shape=None, crop_shape=None),
+        ClipVisionConfig(backbone_config=TINY_VIT, resize_shape=None, crop_shape=(32, 32)),
+    ],
+)
+def test_each_camera_has_its_own_image_size(tiny_clip, vision, separate):
+    vision = dataclasses.replace(vision, use_separate_encoder_per_camera=separate)
+    config = two_sizes(tiny_clip, vision)
+    encoder = ObservationEncoder(config).eval()
+    batch = make_batch(config)
+    words = encoder.text_features(batch["task"])
+    assert [preprocessor.shape for preprocessor in encoder.preprocessors] == (
+        [(32, 48), (64, 40)] if vision.crop_shape is None else [(32, 32), (32, 32)]
+    )
+    for i, key in enumerate(config.cameras):
+        picture = encoder.preprocessors[i](batch[key])[:, 0]
+        expected = encoder.vision_encoders[i if separate else 0](picture, words)
+        torch.testing.assert_close(encoder.image_features(key, batch[key], words)[:, 0], expected)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_every_camera_must_fit_the_backbone(tiny_clip, tmp_path, separate):
+    CLIPVisionModel(CLIPVisionConfig(**TINY_VIT)).save_pretrained(tmp_path)
+    vision = ClipVisionConfig(
+        backbone=str(tmp_path), resize_shape=None, crop_shape=None, use_separate_encoder_per_camera=separate
+    )
+    with pytest.raises(ConfigurationError, match="takes pictures of 32x32, it would get 32x40"):
+        ObservationEncoder(two_sizes(tiny_clip, vision, shapes=((32, 32), (32, 40))))
+
+
+def test_threads_share_the_cache_of_instructions(text, monkeypatch):
+    """A tokenizer must not be used by two threads at once, nor the cache change under one that reads it."""
+    monkeypatch.setattr(text_module, "TEXT_CACHE_SIZE", 2)
+    tasks = [f"push block {i}" for i in range(6)]
+    expected = {task: text.pooled([task])[0] for task in tasks}
+    inside = []
+    encode = text._encode
+
+    def watched(task):
+        inside.append(task)
+        assert len(inside) == 1
+        feature = encode(task)
+        inside.remove(task)
+        return feature
+
+    monkeypatch.setattr(text, "_encode", watched)
+
+    def ask(seed):
+        chosen = [tasks[i] for i in torch.randint(6, (4,), generator=torch.Generator().manual_seed(seed)).tolist()]
+        return chosen, text.pooled(chosen)
+
+    with ThreadPoolExecutor(4) as pool:
+        for chosen, features in pool.map(ask, range(40)):
+            assert torch.equal(features, torch.stack([expected[task] for task in chosen]))
+
+
+def test_a_policy_without_towers_needs_no_transformers():
+    program = """
+import sys
+from dit_policy_ros.policy.configuration import *
+from dit_policy_ros.policy.encoders import ObservationEncoder
+inputs = {"observation.images.top": Feature("VISUAL", (3, 64, 64))}
+described = ObservationEncoderConfig(ResNetConfig(film=False), NoTextConfig())
+ObservationEncoder(PolicyConfig(input_features=inputs, observation_encoder=described))
+import dit_policy_ros.policy.modeling
+print([name for name in sys.modules if name.split(".")[0] == "transformers"])
+"""
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed == "[]\n"
 
 
 def test_encoder_survives_a_copy(tiny_clip):

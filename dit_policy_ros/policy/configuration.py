@@ -426,7 +426,8 @@ class PolicyConfig:
     rest are executed before the next chunk takes over. The order of the VISUAL keys of `input_features` is
     the order of the cameras. With `action_mode="relative"` the model predicts differences to the newest
     state's joints, which `action_state_indices` finds in the state, one index an action dimension. `tasks`
-    are the instructions trained on. `state_noise` is the standard deviation of noise added to the normalised
+    are the instructions trained on. `normalized_constant` is what MIN_MAX makes of a dimension that never changed
+    in the data: -1 for LeRobot's and the original's checkpoints. `state_noise` is the standard deviation of noise added to the normalised
     state while training.
 
     `instruction_dropout` is the share of training samples that see no instruction but a learned vector in its
@@ -444,6 +445,7 @@ class PolicyConfig:
     input_features: dict[str, Feature] = field(default_factory=dict)
     output_features: dict[str, Feature] = field(default_factory=dict)
     normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_default_normalization)
+    normalized_constant: float = 0.0
     observation_encoder: ObservationEncoderConfig = field(default_factory=ObservationEncoderConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     objective: ObjectiveConfig = field(default_factory=DiffusionConfig)

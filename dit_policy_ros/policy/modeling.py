@@ -52,15 +52,15 @@ class MultitaskDiTPolicy(nn.Module):
         config.validate()
         self.config = config
         self.stats = stats_to_lists(stats)
-        modes = config.normalization_mapping
+        modes, constant = config.normalization_mapping, config.normalized_constant
         self.state_normalizer = self.environment_state_normalizer = None
         if config.state_dim:
-            self.state_normalizer = Normalizer(STATE, modes["STATE"], config.state_dim, stats)
+            self.state_normalizer = Normalizer(STATE, modes["STATE"], config.state_dim, stats, constant)
         if config.environment_state_dim:
             mode = config.environment_state_mode
             dim = config.environment_state_dim
-            self.environment_state_normalizer = Normalizer(ENVIRONMENT_STATE, mode, dim, stats)
-        self.action_normalizer = Normalizer(ACTION, modes["ACTION"], config.action_dim, stats)
+            self.environment_state_normalizer = Normalizer(ENVIRONMENT_STATE, mode, dim, stats, constant)
+        self.action_normalizer = Normalizer(ACTION, modes["ACTION"], config.action_dim, stats, constant)
         self.observation_encoder = ObservationEncoder(config, tokenizer)
         self.noise_predictor = DiffusionTransformer(
             config.transformer, config.action_dim, config.horizon, self.observation_encoder.conditioning_dim
@@ -98,11 +98,12 @@ class MultitaskDiTPolicy(nn.Module):
         config = self.config
         conditioning = self.encode(batch, self._without_instruction(batch))
         count = len(conditioning)
-        actions = self._tensor(batch, ACTION, (count, config.horizon, config.action_dim)).float()
+        actions = self._in_units(ACTION, self._read(batch, ACTION), (count, config.horizon, config.action_dim))
         actions = self.action_normalizer(actions - self.action_origin(batch))
         ignored = None
         if config.do_mask_loss_for_padding:
-            ignored = self._tensor(batch, ACTION_IS_PAD, (count, config.horizon)).bool()
+            padded = self._shaped(ACTION_IS_PAD, self._read(batch, ACTION_IS_PAD), (count, config.horizon))
+            ignored = padded.to(self.device, torch.bool)
 
         draws = config.objective.noise_draws
         if draws > 1:
@@ -190,29 +191,24 @@ class MultitaskDiTPolicy(nn.Module):
         (B, text_dim). In training mode `state_noise` is added. Raises ValueError for a part that is missing, not
         taken, of another shape, or not finite.
         """
-        encoder, steps = self.observation_encoder, self.config.n_obs_steps
+        encoder, config = self.observation_encoder, self.config
+        taken = {STATE: state, ENVIRONMENT_STATE: environment_state, **frames, "text": text}
+        given = {key for key, value in taken.items() if value is not None}
+        needed = set(config.input_features) | ({"text"} if encoder.text_encoder is not None else set())
+        if given != needed:
+            raise ValueError(f"the conditioning is made of {sorted(needed)}, got {sorted(given)}")
         states = []
-        for key, normalizer, value in (
-            (STATE, self.state_normalizer, state),
-            (ENVIRONMENT_STATE, self.environment_state_normalizer, environment_state),
-        ):
-            if (normalizer is None) != (value is None):
-                raise ValueError(f"{key} is {'needed' if value is None else 'not an input of this policy'}")
-            if normalizer is not None:
-                states.append(normalizer(self._state(key, value)))
-        if states and self.state_normalizer is not None and self.training and self.config.state_noise > 0:
-            states[0] = states[0] + self.config.state_noise * torch.randn_like(states[0])
-        if set(frames) != set(encoder.cameras):
-            raise ValueError(f"frames are needed of {encoder.cameras}, got {list(frames)}")
-        if (text is None) != (encoder.text_encoder is None):
-            raise ValueError(f"text features are {'needed' if text is None else 'not an input of this policy'}")
-        parts = states + [frames[key] for key in encoder.cameras]
+        if self.state_normalizer is not None:
+            states.append(self.state_normalizer(self._state(STATE, state)))
+            if self.training and config.state_noise > 0:
+                states[0] = states[0] + config.state_noise * torch.randn_like(states[0])
+        if self.environment_state_normalizer is not None:
+            states.append(self.environment_state_normalizer(self._state(ENVIRONMENT_STATE, environment_state)))
+        count = len([*states, *frames.values()][0])
         for key, part in frames.items():
-            if part.shape != (len(parts[0]), steps, encoder.image_dim):
-                raise ValueError(
-                    f"features of {key} have shape {tuple(part.shape)}, "
-                    f"the policy takes {(len(parts[0]), steps, encoder.image_dim)}"
-                )
+            self._shaped(f"the feature of {key}", part, (count, config.n_obs_steps, encoder.image_dim))
+        if text is not None:
+            self._shaped("the feature of the instruction", text, (count, config.transformer.hidden_dim))
         return encoder.assemble(states, frames, text)
 
     def sample(
@@ -435,17 +431,17 @@ class MultitaskDiTPolicy(nn.Module):
 
     def _state(self, key: str, value: Any) -> Tensor:
         """A state (B, n_obs, S), float32 and finite, on the policy's device."""
-        config = self.config
-        dim = config.input_features[key].shape[0]
-        value = self._shaped(key, value, (None, config.n_obs_steps, dim))
+        return self._in_units(key, value, (None, self.config.n_obs_steps, self.config.input_features[key].shape[0]))
+
+    def _in_units(self, key: str, value: Any, shape: tuple[int | None, int, int]) -> Tensor:
+        """Numbers (B, steps, N), float32 and finite, on the policy's device."""
+        value = self._shaped(key, value, shape)
         if not value.is_floating_point():
             raise ValueError(f"{key} is {_name(value.dtype)}; the policy takes floating-point values in units")
         if not value.isfinite().all():
             sample, step, index = (~value.isfinite()).nonzero()[0].tolist()
-            raise ValueError(
-                f"{key} is not finite: dimension {index} of sample {sample} at observation step {step} is "
-                f"{value[sample, step, index].item()}"
-            )
+            number = value[sample, step, index].item()
+            raise ValueError(f"{key} is not finite: sample {sample}, step {step}, dimension {index} is {number}")
         return value.to(self.device, torch.float32)
 
     def _images(self, key: str, value: Any, lead: tuple[int | None, ...]) -> Tensor:
@@ -472,18 +468,20 @@ class MultitaskDiTPolicy(nn.Module):
             raise ValueError(f"batch[{TASK!r}] must be a list of {count} instructions, one a sample; got {tasks!r}")
         return list(tasks)
 
-    def _tensor(self, batch: Mapping[str, Any], key: str, shape: tuple[int | None, ...]) -> Tensor:
-        """A batch's entry on the policy's device; its shape must be as given, None fitting any length."""
-        return self._shaped(key, self._read(batch, key), shape).to(self.device)
-
     def _read(self, batch: Mapping[str, Any], key: str) -> Any:
         if key not in batch:
             raise ValueError(f"the batch lacks {key}; it has {sorted(batch)}")
         return batch[key]
 
     def _shaped(self, key: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
-        """A value as a tensor where it is; checks are made there, so that an array's wait for no device."""
-        value = torch.as_tensor(value)
+        """A value as a tensor of a shape, None fitting any length.
+
+        It stays where it is: what is checked of an array or a tensor on the host then waits for no device.
+        """
+        try:
+            value = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{key} is no tensor or array of numbers but a {type(value).__name__}: {error}") from error
         fits = [w in (None, n) for n, w in zip(value.shape, shape, strict=False)]
         if len(value.shape) == len(shape) and all(fits):
             return value

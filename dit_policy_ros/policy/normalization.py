@@ -24,21 +24,28 @@ class Normalizer(nn.Module):
 
     MIN_MAX maps [min, max] to [-1, 1], MEAN_STD to zero mean and unit deviation, IDENTITY changes nothing.
 
-    A dimension that was constant in the data (min == max, or std == 0) maps to exactly 0, and back to exactly
-    its constant. A deviation from the constant is ignored: no data says what it means, and dividing by a tiny
+    A dimension that was constant in the data (min == max, or std == 0) maps to exactly 0 (with MIN_MAX to
+    `constant`), and back to exactly its constant. A deviation from the constant is ignored: no data says what it means, and dividing by a tiny
     range would turn a deviation of 1e-4 into thousands.
     """
 
     centre: Tensor
     scale: Tensor
     inverse_scale: Tensor
+    offset: Tensor
 
-    def __init__(self, key: str, mode: NormalizationMode, dim: int, stats: Stats):
+    def __init__(self, key: str, mode: NormalizationMode, dim: int, stats: Stats, constant: float = 0.0):
         super().__init__()
         centre, scale = _centre_and_scale(key, mode, dim, stats)
         scale = torch.where(scale <= NEGLIGIBLE * centre.abs().clamp_min(1), 0.0, scale)
         inverse = torch.where(scale > 0, 1 / scale, 0.0)
-        self._table = {"centre": centre.float(), "scale": scale.float(), "inverse_scale": inverse.float()}
+        offset = torch.where(scale > 0, 0.0, constant if mode == "MIN_MAX" else 0.0)
+        self._table = {
+            "centre": centre.float(),
+            "scale": scale.float(),
+            "inverse_scale": inverse.float(),
+            "offset": offset.float(),
+        }
         self.reset_buffers("cpu")
 
     def reset_buffers(self, device: torch.device | str) -> None:
@@ -49,7 +56,7 @@ class Normalizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) in units -> (..., dim) normalised."""
-        return (x - self.centre) * self.inverse_scale
+        return (x - self.centre) * self.inverse_scale + self.offset
 
     def undo(self, x: Tensor) -> Tensor:
         """(..., dim) normalised -> (..., dim) in units."""

@@ -1,6 +1,9 @@
 """The policy as its callers see it: training, chunks, relative actions, and batches that do not fit."""
 
 import copy
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,9 +11,16 @@ import torch
 from policy_fixtures import INSTRUCTIONS, demo_config, make_batch, make_stats, randomize
 
 from dit_policy_ros.policy.configuration import (
+    ClipTextConfig,
+    ClipVisionConfig,
     ConfigurationError,
     DiffusionConfig,
+    DinoV3VisionConfig,
+    Feature,
     FlowMatchingConfig,
+    NoTextConfig,
+    ObservationEncoderConfig,
+    ResNetConfig,
     TransformerConfig,
 )
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
@@ -136,14 +146,42 @@ def test_denoising_steps_may_change_with_each_call(make_policy):
         policy.predict_chunk(observation(policy), noise=torch.randn(1, 16, 7))
 
 
+def spoilt(value):
+    state = torch.zeros(2, 1, 7)
+    state[1, 0, 3] = value
+    return state
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("observation.images.wrist", None, "the batch lacks observation.images.wrist"),
         ("observation.images.wrist", torch.zeros(2, 1, 3, 96, 128, dtype=torch.uint8), r"\(2, 1, 3, 128, 128\)"),
         ("observation.images.wrist", torch.full((2, 1, 3, 128, 128), 255.0), r"must lie in \[0, 1\], got 255 to 255"),
+        (
+            "observation.images.wrist",
+            np.zeros((2, 1, 128, 128, 3), np.uint8),
+            r"\(2, 1, 128, 128, 3\), the policy takes",
+        ),
+        ("observation.images.wrist", torch.zeros(3, 1, 3, 128, 128), r"\(3, 1, 3, 128, 128\), the policy takes \(2, 1"),
+        ("observation.images.wrist", torch.full((2, 1, 3, 128, 128), -0.1), r"must lie in \[0, 1\]"),
+        ("observation.images.wrist", torch.full((2, 1, 3, 128, 128), torch.nan), r"must lie in \[0, 1\], got nan"),
+        ("observation.images.wrist", torch.zeros(2, 1, 3, 128, 128, dtype=torch.bool), "uint8, or .*; got bool"),
+        ("observation.images.wrist", torch.zeros(2, 1, 3, 128, 128, dtype=torch.int64), "uint8, or .*; got int64"),
+        ("observation.images.wrist", torch.zeros(2, 1, 3, 128, 128, dtype=torch.complex64), "got complex64"),
+        ("observation.images.wrist", ["a.png", "b.png"], "observation.images.wrist is no tensor or array of numbers"),
+        (
+            "observation.images.wrist",
+            np.full((2, 1, 3, 128, 128), "a"),
+            "is no tensor or array of numbers but a ndarray",
+        ),
         ("observation.state", torch.zeros(2, 2, 7), r"\('batch', 1, 7\)"),
         ("observation.state", torch.zeros(2, 7), r"has shape \(2, 7\)"),
+        ("observation.state", torch.zeros(2, 1, 7, dtype=torch.int64), "state is int64; .* floating-point"),
+        ("observation.state", torch.zeros(2, 1, 7, dtype=torch.bool), "state is bool; .* floating-point"),
+        ("observation.state", torch.zeros(2, 1, 7, dtype=torch.complex64), "state is complex64; .* floating-point"),
+        ("observation.state", spoilt(torch.nan), "not finite: sample 1, step 0, dimension 3 is nan"),
+        ("observation.state", spoilt(-torch.inf), "not finite: sample 1, step 0, dimension 3 is -inf"),
         ("task", None, "must be a list of 2 instructions"),
         ("task", "push", "must be a list of 2 instructions"),
         ("task", ["push"], "must be a list of 2 instructions"),
@@ -158,6 +196,81 @@ def test_a_batch_that_does_not_fit_is_refused(make_policy, key, value, message):
         batch[key] = value
     with pytest.raises(ValueError, match=message):
         policy.predict_chunk(batch)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"), [("observation.images.wrist", (2, 1, 3, 128, 128)), ("observation.state", (2, 1, 7))]
+)
+def test_an_episodes_first_observation_is_not_enough_for_two_and_the_error_says_what_to_do(make_policy, key, shape):
+    policy = make_policy(n_obs_steps=2)
+    batch = observation(policy) | {key: torch.zeros(shape)}
+    with pytest.raises(ValueError, match=r"2 observation steps, earliest first. .* repeat its first observation"):
+        policy.predict_chunk(batch)
+    repeated = {k: v if k == "task" else v[:, :1].expand_as(v) for k, v in observation(policy).items()}
+    assert policy.predict_chunk(repeated).shape == (2, 15, 7)
+
+
+def test_training_batches_are_checked_as_well(make_policy):
+    policy = make_policy()
+    batch = make_batch(policy.config)
+    batch["action"][1, 2, 3] = torch.inf
+    with pytest.raises(ValueError, match="action is not finite: sample 1, step 2, dimension 3 is inf"):
+        policy.loss(batch)
+    with pytest.raises(ValueError, match=r"action has shape \(2, 16, 6\), the policy takes \(2, 16, 7\)"):
+        policy.loss(batch | {"action": torch.zeros(2, 16, 6)})
+    with pytest.raises(ValueError, match="action is int32"):
+        policy.loss(batch | {"action": torch.zeros(2, 16, 7, dtype=torch.int32)})
+
+
+def test_a_long_instruction_is_cut_and_the_log_says_so_once(make_policy, caplog):
+    policy = make_policy()
+    batch, noise = observation(policy, size=1), torch.randn(1, 16, 7)
+    with caplog.at_level(logging.WARNING, logger="dit_policy_ros.policy.text"):
+        first, second = (
+            policy.predict_chunk(batch | {"task": ["push " * 80 + end]}, noise=noise) for end in ("left", "right")
+        )
+        policy.predict_chunk(batch | {"task": ["push " * 80 + "left"]}, noise=noise)
+    warned = [record.message for record in caplog.records]
+    assert len(warned) == 2  # one an instruction, none for the repetition
+    assert all("CLIP reads 77 tokens" in message for message in warned)
+    assert torch.equal(first, second)  # what differs is beyond the 77
+
+
+def test_two_threads_at_once_get_what_each_would_get_alone(make_policy):
+    """Neither may put the policy back into training mode, with its random crops, while the other samples."""
+    policy = make_policy(state_noise=0.5)
+    batches = [observation(policy, seed=seed) | {"task": [f"push {seed}", "stop"]} for seed in range(8)]
+    noise = torch.randn(2, 16, 7)
+    expected = [policy.predict_chunk(batch, noise=noise) for batch in batches]
+    policy.train()
+    with ThreadPoolExecutor(4) as pool:
+        chunks = list(pool.map(lambda batch: policy.predict_chunk(batch, noise=noise), batches * 2))
+    assert policy.training
+    for chunk, alone in zip(chunks, expected * 2, strict=True):
+        assert torch.equal(chunk, alone)
+
+
+def test_the_last_thread_to_leave_restores_training_mode(make_policy):
+    policy = make_policy().train()
+    batch = observation(policy)
+    arrived, leave = threading.Event(), threading.Event()
+
+    def stay(*_):
+        if threading.current_thread() is not threading.main_thread():
+            arrived.set()
+            assert leave.wait(30)
+
+    policy.noise_predictor.register_forward_hook(stay)
+    thread = threading.Thread(target=policy.predict_chunk, args=(batch,))
+    thread.start()
+    assert arrived.wait(30)
+    policy.predict_chunk(batch)  # comes and goes while the other is inside
+    assert not policy.training
+    leave.set()
+    thread.join()
+    assert policy.training
+    twin = copy.deepcopy(policy)  # locks cannot be copied, policies must
+    assert twin.predict_chunk(batch).shape == (2, 16, 7)
 
 
 def test_arrays_do_as_well_as_tensors(make_policy):
@@ -228,7 +341,8 @@ def test_parameter_groups_hold_everything_trained_once(make_policy):
 
 
 def test_a_contradictory_configuration_builds_nothing(tiny_clip):
-    config = demo_config(tiny_clip, n_action_steps=17)
+    config = demo_config(tiny_clip)
+    config.n_action_steps = 17
     with pytest.raises(ConfigurationError, match="n_action_steps 17"):
         MultitaskDiTPolicy(config, make_stats(config))
 
@@ -261,3 +375,253 @@ def test_training_learns_to_follow_the_words(tiny_clip):
     chunk = policy.predict_chunk(batch, generator=torch.Generator().manual_seed(0)) - batch["observation.state"]
     actual = ((chunk - low) / (high - low) * 2 - 1).mean(dim=(1, 2))
     torch.testing.assert_close(actual, targets, atol=0.15, rtol=0)
+
+
+# -- inputs, each optional
+
+
+CAMERAS = {f"observation.images.{name}": Feature("VISUAL", (3, 64, 64)) for name in ("workspace", "wrist")}
+STATE = {"observation.state": Feature("STATE", (7,))}
+ENVIRONMENT = {"observation.environment_state": Feature("ENV", (5,))}
+
+
+def encoders(tiny_clip, words=True, **vision):
+    text = ClipTextConfig(tiny_clip) if words else NoTextConfig()
+    return ObservationEncoderConfig(ResNetConfig(film=words, num_keypoints=4, **vision), text)
+
+
+INPUTS = [STATE, CAMERAS, ENVIRONMENT, ENVIRONMENT | STATE, ENVIRONMENT | CAMERAS, CAMERAS | STATE | ENVIRONMENT]
+
+
+@pytest.mark.parametrize("inputs", INPUTS, ids=lambda inputs: "+".join(key[12:15] for key in inputs))
+@pytest.mark.parametrize("words", [True, False])
+def test_a_step_is_state_environment_cameras_words_as_far_as_there_are_any(tiny_clip, make_policy, inputs, words):
+    policy = make_policy(
+        n_obs_steps=2,
+        input_features=inputs,
+        action_mode="absolute",
+        observation_encoder=encoders(tiny_clip, words),
+    )
+    batch = make_batch(policy.config)
+    if not words:
+        del batch["task"]
+    text = policy.text_features(batch.get("task"))
+    parts = []
+    for key in ("observation.state", "observation.environment_state"):
+        if key in inputs:
+            low, high = (torch.tensor(policy.stats[key][name]) for name in ("min", "max"))
+            parts.append((batch[key] - low) / (high - low) * 2 - 1)
+    for key in CAMERAS:
+        if key in inputs:
+            parts.append(torch.stack([policy.encode_frame(key, batch[key][:, i], text) for i in range(2)], dim=1))
+    if words:
+        parts.append(text.unsqueeze(1).expand(2, 2, -1))
+    expected = torch.cat(parts, dim=-1).flatten(1)
+    actual = policy.encode(batch)
+    assert actual.shape == (2, policy.observation_encoder.conditioning_dim)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert policy.predict_chunk(batch).shape == (2, 15, 7)
+    policy.train().loss(batch).backward()
+
+
+def test_frames_encoded_when_they_came_give_the_same_conditioning(make_policy):
+    policy = make_policy(n_obs_steps=2)
+    batch = make_batch(policy.config)
+    text = policy.text_features(batch["task"])
+    frames = {
+        key: torch.stack([policy.encode_frame(key, batch[key][:, step], text) for step in range(2)], dim=1)
+        for key in policy.config.cameras
+    }
+    actual = policy.assemble(batch["observation.state"], frames, text)
+    torch.testing.assert_close(actual, policy.encode(batch), atol=1e-5, rtol=0)
+    assert actual.std() > 0.01
+
+
+def test_parts_that_do_not_fit_are_refused(make_policy):
+    policy = make_policy()
+    batch = observation(policy)
+    text, state = policy.text_features(batch["task"]), batch["observation.state"]
+    frames = {key: torch.zeros(2, 1, 64) for key in policy.config.cameras}
+    wrist = "observation.images.wrist"
+    for arguments, message in (
+        ((None, frames, text), r"made of .*'observation.state', 'text'\], got"),
+        ((state, {}, text), "made of .*wrist"),
+        ((state, frames, None), "made of .*'text'"),
+        ((state, frames, text, torch.zeros(2, 1, 5)), "got .*environment_state"),
+        ((state, frames | {wrist: torch.zeros(2, 2, 64)}, text), r"the feature of .*wrist has shape \(2, 2, 64\)"),
+        ((state, frames, text[:1]), r"feature of the instruction has shape \(1, 128\), the policy takes \(2, 128\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy.assemble(*arguments)
+    with pytest.raises(ValueError, match=r"no camera observation.images.left; it has"):
+        policy.encode_frame("observation.images.left", batch[wrist][:, 0], text)
+    with pytest.raises(ValueError, match="needs `text`"):
+        policy.encode_frame(wrist, batch[wrist][:, 0], None)
+    with pytest.raises(ValueError, match=r"the policy takes \('batch', 3, 128, 128\)"):
+        policy.encode_frame(wrist, batch[wrist], text)
+
+
+def test_a_policy_without_words_takes_only_the_instructions_it_was_trained_on(tiny_clip, make_policy):
+    """It would do what it knows, whatever it is told."""
+    changes = {"observation_encoder": encoders(tiny_clip, words=False)}
+    batch = observation(make_policy())
+    for tasks, accepted in (([], True), (INSTRUCTIONS[:1], False), (INSTRUCTIONS, True)):
+        policy = make_policy(tasks=tasks, **changes)
+        assert policy.text_features(None) is None
+        assert policy.text_modulates_vision is False
+        policy.predict_chunk({key: value for key, value in batch.items() if key != "task"})
+        if accepted:
+            policy.predict_chunk(batch)
+        else:
+            with pytest.raises(
+                ValueError, match=r"reads no instructions and knows only .*red.*; it cannot do 'push the gr"
+            ):
+                policy.predict_chunk(batch)
+
+
+def test_whether_words_modulate_vision(tiny_clip, make_policy):
+    assert make_policy().text_modulates_vision
+    assert not make_policy(input_features=STATE).text_modulates_vision
+    plain = ObservationEncoderConfig(ResNetConfig(film=False), ClipTextConfig(tiny_clip))
+    policy = make_policy(observation_encoder=plain)
+    assert not policy.text_modulates_vision
+    image = observation(policy)["observation.images.wrist"][:, 0]
+    assert policy.encode_frame("observation.images.wrist", image, None).shape == (2, 64)
+
+
+# -- classifier-free guidance
+
+
+def test_without_instruction_the_words_are_a_learned_vector_everywhere(make_policy):
+    policy = make_policy(instruction_dropout=0.25)
+    batch = observation(policy)
+    with torch.no_grad():
+        policy.observation_encoder.null_text.copy_(torch.linspace(-1, 1, 128))
+    other = batch | {"task": [INSTRUCTIONS[2], INSTRUCTIONS[2]]}
+    assert not torch.equal(policy.encode(batch), policy.encode(other))
+    without = policy.encode(batch, without_instruction=True)
+    assert torch.equal(without, policy.encode(other, without_instruction=True))
+    assert torch.equal(without[:, -128:], policy.observation_encoder.null_text.expand(2, -1))
+    assert not torch.allclose(without[:, 7:-128], policy.encode(batch)[:, 7:-128])  # FiLM hears nothing either
+    mixed = policy.encode(batch, without_instruction=torch.tensor([True, False]))
+    torch.testing.assert_close(mixed[0], without[0])
+    torch.testing.assert_close(mixed[1], policy.encode(batch)[1])
+    with pytest.raises(ValueError, match=r"has not learned to act without an instruction: .* instruction_dropout"):
+        make_policy().encode(batch, without_instruction=True)
+    assert "observation_encoder.null_text" not in make_policy().state_dict()
+
+
+def test_training_drops_the_instruction_of_a_share_of_the_samples(make_policy):
+    policy = make_policy(instruction_dropout=0.25, input_features=STATE)
+    batch = make_batch(policy.config, 400)
+    seen = []
+    policy.noise_predictor.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2][:, -128:]))
+    policy.train().loss(batch).backward()
+    dropped = (seen[0] == policy.observation_encoder.null_text).all(dim=1).view(-1, 2)  # noise_draws
+    assert torch.equal(dropped[:, 0], dropped[:, 1])
+    assert 0.18 < dropped[:, 0].float().mean() < 0.32  # +- 3 standard deviations
+    assert policy.observation_encoder.null_text.grad.abs().sum() > 0
+    policy.eval().loss(batch)
+    assert not (seen[1] == policy.observation_encoder.null_text).all(dim=1).any()
+
+
+# -- training-time action conditioning
+
+
+@pytest.mark.parametrize(
+    ("objective", "clean"),
+    [(FlowMatchingConfig(timestep_scale=1000.0), 1000.0), (DiffusionConfig(prediction_type="v_prediction"), -1.0)],
+)
+def test_committed_steps_are_given_clean_and_not_learnt(make_policy, objective, clean):
+    policy = make_policy(objective=objective, n_obs_steps=3, max_delay=4, input_features=STATE, action_mode="absolute")
+    batch = make_batch(policy.config, 300)
+    batch["action_is_pad"][:, 12:] = True
+    actions = policy.action_normalizer(batch["action"])
+    seen = []
+    policy.noise_predictor.register_forward_hook(lambda module, inputs, output: seen.append((*inputs, output)))
+    policy.observation_encoder.text_encoder.pooled(batch["task"][:3])
+    loss = policy.loss(batch)
+    ((noisy, timestep, _, prediction),) = seen
+    assert timestep.shape == (300, 16)
+    committed = timestep == clean
+    assert torch.equal(committed, (noisy == actions).all(dim=-1))
+    lengths = committed.sum(dim=1)
+    assert torch.equal(committed, torch.arange(16) < lengths.unsqueeze(1))  # from the first step on
+    # No delay commits nothing; any other the two past steps as well.
+    counts = torch.bincount(lengths, minlength=7)
+    assert counts[[1, 2]].sum() == 0
+    assert counts.sum() == 300 == counts[:7].sum()
+    assert (counts[[0, 3, 4, 5, 6]] > 35).all()  # uniform: 60 +- 7 each
+    assert (timestep.masked_fill(committed, torch.nan).nan_to_num(0).amax(1)[:, None] == timestep)[~committed].all()
+
+    learnt = ~committed & (torch.arange(16) < 12)
+    assert torch.autograd.grad(loss, prediction)[0].abs().amax(dim=-1).gt(0).equal(learnt)
+
+
+def test_without_delay_the_chunk_has_one_timestep(make_policy):
+    policy = make_policy()
+    seen = []
+    policy.noise_predictor.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1].shape))
+    policy.loss(make_batch(policy.config))
+    assert seen == [(4,)]
+
+
+# -- built without weights
+
+
+TINY_TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY_TOWER |= {"patch_size": 16, "image_size": 64}
+SQUARE = {"resize_shape": (64, 64), "crop_shape": (64, 64)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"objective": DiffusionConfig(), "instruction_dropout": 0.1, "input_features": STATE | ENVIRONMENT | CAMERAS},
+        {"transformer": TransformerConfig(hidden_dim=32, num_heads=4, use_rope=False, use_positional_encoding=True)},
+        {"vision": ClipVisionConfig(backbone_config=TINY_TOWER, use_separate_encoder_per_camera=True, **SQUARE)},
+        {"vision": DinoV3VisionConfig(backbone_config=TINY_TOWER, text_pooling=True, **SQUARE)},
+    ],
+)
+def test_a_policy_built_without_weights_gets_its_tables_bit_for_bit(tiny_clip, changes):
+    changes = dict(changes)
+    vision = changes.pop("vision", ResNetConfig())
+    config = demo_config(
+        tiny_clip, observation_encoder=ObservationEncoderConfig(vision, ClipTextConfig(tiny_clip)), **changes
+    )
+    built = MultitaskDiTPolicy(config, make_stats(config)).eval()
+    tower = built.observation_encoder.text_encoder
+    config.observation_encoder.text.model_config = tower.text_encoder.config.to_dict()
+    with torch.device("meta"):
+        empty = MultitaskDiTPolicy(config, make_stats(config), tower.tokenizer).eval()
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    empty.load_state_dict(built.state_dict(), assign=True)
+    for _ in range(2):
+        empty.reset_buffers("cpu")
+        expected, actual = dict(built.named_buffers()), dict(empty.named_buffers())
+        assert actual.keys() == expected.keys()
+        for name, table in expected.items():
+            assert torch.equal(actual[name], table), name
+            assert actual[name].dtype == table.dtype, name
+            actual[name].zero_()  # so that the second round has something to do
+    empty.reset_buffers("cpu")
+    batch, noise = observation(built), torch.randn(2, 16, 7)
+    assert torch.equal(empty.predict_chunk(batch, noise=noise), built.predict_chunk(batch, noise=noise))
+
+
+def test_a_table_that_is_unknown_is_not_left_empty(tiny_clip):
+    config = demo_config(tiny_clip)
+    policy = MultitaskDiTPolicy(config, make_stats(config))
+    policy.observation_encoder.text_encoder.text_encoder.register_buffer("cosines", torch.ones(3), persistent=False)
+    with pytest.raises(NotImplementedError, match=r"has a table .*cosines that is unknown here"):
+        policy.reset_buffers("cpu")
+
+
+def test_pooling_by_words_learns_at_the_full_rate(tiny_clip, make_policy):
+    vision = DinoV3VisionConfig(backbone_config=TINY_TOWER, text_pooling=True, lr_multiplier=0.1, **SQUARE)
+    policy = make_policy(observation_encoder=ObservationEncoderConfig(vision, ClipTextConfig(tiny_clip)))
+    groups = {group["name"]: {id(p) for p in group["params"]} for group in policy.parameter_groups(1.0)}
+    encoder = policy.observation_encoder.vision_encoders[0]
+    assert {id(p) for p in encoder.text_pooling.parameters()} <= groups["policy"]
+    assert {id(p) for p in encoder.model.parameters() if p.requires_grad} == groups["vision"]

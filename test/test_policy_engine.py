@@ -1,0 +1,325 @@
+"""The engine acts as the policy it was made of, checks itself against it, and falls back on it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from policy_fixtures import INSTRUCTIONS, demo_config, make_batch, make_stats, randomize
+
+from dit_policy_ros.policy.checkpoint import load_checkpoint
+from dit_policy_ros.policy.configuration import (
+    ClipTextConfig,
+    ClipVisionConfig,
+    DiffusionConfig,
+    Feature,
+    FlowMatchingConfig,
+    NoTextConfig,
+    ObservationEncoderConfig,
+    ResNetConfig,
+    TransformerConfig,
+)
+from dit_policy_ros.policy.engine import TOLERANCES, PathReport, PolicyEngine
+from dit_policy_ros.policy.fast_policy import FastPaths
+from dit_policy_ros.policy.fast_transformer import FastTransformer
+from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
+from dit_policy_ros.policy.realtime import ChunkInMotion
+from dit_policy_ros.policy.sampling import Sampling
+from dit_policy_ros.policy.tiny_clip import make_tiny_clip
+
+VIT = {
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device; none is here")
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("clip")
+    make_tiny_clip(folder)
+    return str(folder)
+
+
+def make_policy(clip_folder: str, pooling: bool = False, device: str = "cpu", **changes: Any) -> MultitaskDiTPolicy:
+    """Two cameras through a tiny CLIP, two observation steps, relative actions; it knows guidance and prefixes."""
+    vision = ClipVisionConfig(
+        resize_shape=(20, 20),
+        crop_shape=(16, 16),
+        backbone_config=VIT,
+        text_pooling=pooling,
+        text_pooling_heads=2,
+    )
+    settings: dict[str, Any] = {
+        "n_obs_steps": 2,
+        "observation_encoder": ObservationEncoderConfig(vision, ClipTextConfig(clip_folder)),
+        "transformer": TransformerConfig(hidden_dim=32, num_layers=2, num_heads=4, timestep_embed_dim=32),
+        "objective": DiffusionConfig(denoising_steps=4, prediction_type="sample"),
+        "instruction_dropout": 0.1,
+        "max_delay": 4,
+    }
+    config = demo_config(clip_folder, **(settings | changes))
+    policy = MultitaskDiTPolicy(config, make_stats(config)).to(device)
+    randomize(policy.noise_predictor)
+    if policy.observation_encoder.null_text is not None:
+        torch.nn.init.normal_(policy.observation_encoder.null_text)
+    return policy.eval()
+
+
+def seeded(seed: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def largest_share(policy: MultitaskDiTPolicy, got: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference as a share of its action's range."""
+    return float(((got - expected).abs() * policy.action_normalizer.inverse_scale / 2).max())
+
+
+MOTION_STEPS = 12
+CASES = {
+    "as configured": (Sampling(), False),
+    "ddpm": (Sampling(sampler="ddpm"), False),
+    "dpm_solver++": (Sampling(sampler="dpm_solver++", denoising_steps=6), False),
+    "guided by the words": (Sampling(guidance_scale=2.0), False),
+    "candidates": (Sampling(candidates=3, guidance_scale=1.5), True),
+    "prefix": (Sampling(joining="prefix"), True),
+    "prefix, guided by the words": (Sampling(joining="prefix", guidance_scale=2.0), True),
+    "guided by the chunk in motion": (Sampling(joining="guided"), True),
+    "cheaply guided": (Sampling(joining="guided_cheap"), True),
+}
+
+
+def motion_for(policy: MultitaskDiTPolicy) -> ChunkInMotion:
+    actions = torch.linspace(-0.1, 0.1, MOTION_STEPS)[None, :, None].expand(1, -1, policy.config.action_dim).clone()
+    return ChunkInMotion(actions, delay=3, execution_horizon=8, past=actions[:, :1] - 0.01)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("pooling", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_it_acts_as_the_policy(clip_folder: str, case: str, pooling: bool, batch_size: int) -> None:
+    sampling, moving = CASES[case]
+    policy = make_policy(clip_folder, pooling)
+    engine = PolicyEngine(policy)
+    assert engine.paths_in_use == {"vision", "transformer"}
+    batch = make_batch(policy.config, batch_size)
+    motion = motion_for(policy) if moving else None
+    expected = policy.predict_chunk(batch, sampling, generator=seeded(), motion=motion)
+    got = engine.predict_chunk(batch, sampling, generator=seeded(), motion=motion)
+    assert largest_share(policy, got, expected) < TOLERANCES["fp32"]
+    assert not torch.equal(got, expected) or case.startswith("cheap")  # otherwise the fast paths did not run
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "rk4"])
+def test_it_acts_as_a_flow_policy(clip_folder: str, sampler: str) -> None:
+    policy = make_policy(clip_folder, objective=FlowMatchingConfig(denoising_steps=3, timestep_scale=1000.0))
+    batch = make_batch(policy.config, 2)
+    sampling = Sampling(sampler=sampler)
+    expected = policy.predict_chunk(batch, sampling, generator=seeded())
+    got = PolicyEngine(policy).predict_chunk(batch, sampling, generator=seeded())
+    assert largest_share(policy, got, expected) < TOLERANCES["fp32"]
+
+
+@pytest.mark.parametrize("pooling", [False, True])
+def test_frames_encoded_as_they_arrive_give_the_same_chunk(clip_folder: str, pooling: bool) -> None:
+    policy = make_policy(clip_folder, pooling)
+    engine = PolicyEngine(policy)
+    batch = make_batch(policy.config, 1)
+    task, state, sampling = batch["task"], batch["observation.state"], Sampling(guidance_scale=2.0)
+
+    def encoded(without: bool) -> dict[str, list[torch.Tensor]]:
+        return {
+            key: [engine.encode_frame(key, batch[key][:, step], task, without) for step in range(2)]
+            for key in policy.config.cameras
+        }
+
+    frames, without = encoded(False), encoded(True) if pooling else None
+    got = engine.predict_chunk_from(
+        state, frames, task, sampling, generator=seeded(), frames_without_instruction=without
+    )
+    expected = policy.predict_chunk(batch, sampling, generator=seeded())
+    assert largest_share(policy, got, expected) < TOLERANCES["fp32"]
+    if pooling:
+        with pytest.raises(ValueError, match="without the instruction"):
+            engine.predict_chunk_from(state, frames, task, sampling)
+    with pytest.raises(ValueError, match="is made of"):
+        engine.predict_chunk_from(state, {}, task)
+
+
+def test_two_threads_get_what_one_after_the_other_gets(clip_folder: str) -> None:
+    engine = PolicyEngine(make_policy(clip_folder))
+    batches = [make_batch(engine.policy.config, 1, seed) for seed in range(8)]
+    expected = [engine.predict_chunk(batch, generator=seeded(i)) for i, batch in enumerate(batches)]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(engine.predict_chunk, batch, generator=seeded(i)) for i, batch in enumerate(batches)]
+        for job, chunk in zip(jobs, expected, strict=True):
+            assert torch.equal(job.result(), chunk)
+
+
+def report_of(reports: list[PathReport], name: str) -> PathReport:
+    (found,) = [report for report in reports if report.name == name]
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_verification_measures_each_path_in_action_units(clip_folder: str, precision: Any) -> None:
+    policy = make_policy(clip_folder)
+    engine = PolicyEngine(policy, precision)
+    batch = make_batch(policy.config, 1)
+    reports = engine.verify(batch)
+    assert [report.name for report in reports] == ["vision", "transformer"]
+    plain = policy.predict_chunk(batch, generator=seeded(0))
+    last = engine.predict_chunk(batch, generator=seeded(0))
+    for report in reports:
+        assert report.used, report
+        assert report.share is not None
+        assert 0 < report.share <= report.tolerance == TOLERANCES[precision]
+    # The last report is that of all paths together.
+    assert reports[-1].difference == pytest.approx(float((last - plain).abs().max()), rel=1e-6)
+    assert (report_of(reports, "vision").share or 0) > (1e-4 if precision == "bf16" else 0)
+
+
+def test_a_wrong_table_is_found_and_the_plain_transformer_used(
+    clip_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = FastTransformer.table
+    monkeypatch.setattr(FastTransformer, "table", lambda self, timesteps: right(self, timesteps + 20))
+    policy = make_policy(clip_folder)
+    engine = PolicyEngine(policy)
+    batch = make_batch(policy.config, 1)
+    report = report_of(engine.verify(batch), "transformer")
+    assert not report.used
+    assert report.share is not None
+    assert report.share > report.tolerance
+    assert "more than the allowed" in str(report)
+    assert "plain path" in str(report)
+    assert engine.paths_in_use == {"vision"}
+    expected = policy.predict_chunk(batch, generator=seeded())
+    got = engine.predict_chunk(batch, generator=seeded())
+    assert largest_share(policy, got, expected) < TOLERANCES["fp32"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_path_that_gives_no_number_is_not_used(
+    clip_folder: str, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    monkeypatch.setattr(FastTransformer, "__call__", lambda self, x, modulation: torch.full_like(x, value))
+    policy = make_policy(clip_folder, objective=DiffusionConfig(clip_range=None, prediction_type="sample"))
+    assert not report_of(PolicyEngine(policy).verify(make_batch(policy.config, 1)), "transformer").used
+
+
+def test_a_path_that_fails_is_not_used(clip_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: FastTransformer, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(FastTransformer, "__call__", fail)
+    policy = make_policy(clip_folder)
+    engine = PolicyEngine(policy)
+    report = report_of(engine.verify(make_batch(policy.config, 1)), "transformer")
+    assert (report.used, report.difference) == (False, None)
+    assert "no such kernel" in report.reason
+
+
+def test_a_path_that_cannot_be_built_is_reported(clip_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: FastPaths, *arguments: object, **keywords: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(FastPaths, "_make_transformer", fail)
+    policy = make_policy(clip_folder)
+    engine = PolicyEngine(policy)
+    batch = make_batch(policy.config, 1)
+    assert "out of memory" in report_of(engine.verify(batch), "transformer").reason
+    torch.testing.assert_close(
+        engine.predict_chunk(batch, generator=seeded()), policy.predict_chunk(batch, generator=seeded())
+    )
+
+
+def test_a_resnet_has_no_fast_form_and_says_so(clip_folder: str) -> None:
+    config = demo_config(clip_folder)
+    policy = MultitaskDiTPolicy(config, make_stats(config))
+    randomize(policy.noise_predictor)
+    engine = PolicyEngine(policy)
+    batch = make_batch(config, 1)
+    report = report_of(engine.verify(batch), "vision")
+    assert not report.used
+    assert "ResNet" in report.reason
+    assert engine.paths_in_use == {"transformer"}
+    assert not policy.training  # an engine's policy is in evaluation mode
+
+
+def test_a_policy_without_words_or_cameras_runs(clip_folder: str) -> None:
+    config = demo_config(
+        clip_folder,
+        n_obs_steps=2,
+        input_features={"observation.state": Feature("STATE", (7,))},
+        observation_encoder=ObservationEncoderConfig(ResNetConfig(film=False), NoTextConfig()),
+    )
+    policy = MultitaskDiTPolicy(config, make_stats(config))
+    randomize(policy.noise_predictor)
+    engine = PolicyEngine(policy)
+    state = torch.randn(1, 2, 7)
+    expected = policy.predict_chunk({"observation.state": state}, generator=seeded())
+    got = engine.predict_chunk_from(state, {}, None, generator=seeded())
+    assert largest_share(policy, got, expected) < TOLERANCES["fp32"]
+
+
+def test_an_unknown_precision_is_refused(clip_folder: str) -> None:
+    policy = make_policy(clip_folder)
+    with pytest.raises(ValueError, match="fp32, bf16, fp16, got 'int8'"):
+        PolicyEngine(policy, "int8")  # type: ignore[arg-type]
+
+
+def test_weights_and_tables_are_made_once(clip_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk in steady operation computes no table, and its text feature comes from the cache."""
+    engine = PolicyEngine(make_policy(clip_folder))
+    batch = make_batch(engine.policy.config, 1) | {"task": [INSTRUCTIONS[0]]}
+    expected = engine.predict_chunk(batch, generator=seeded())
+
+    def forbidden(*arguments: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(FastTransformer, "table", forbidden)
+    monkeypatch.setattr(engine.policy.observation_encoder.text_encoder, "forward", forbidden)
+    assert torch.equal(engine.predict_chunk(batch, generator=seeded()), expected)
+
+
+@needs_cuda
+@pytest.mark.parametrize("case", [case for case in CASES if not case.endswith("motion")])
+def test_a_graph_replays_what_was_captured(clip_folder: str, case: str) -> None:
+    sampling, moving = CASES[case]
+    policy = make_policy(clip_folder, device="cuda")
+    with_graphs, without = PolicyEngine(policy), PolicyEngine(policy, cuda_graphs=False)
+    assert "cuda_graph" in with_graphs.paths_in_use
+    for seed in range(3):  # captured, then replayed with other inputs
+        batch = make_batch(policy.config, 1, seed)
+        motion = motion_for(policy) if moving else None
+        expected = without.predict_chunk(batch, sampling, generator=seeded(seed), motion=motion)
+        got = with_graphs.predict_chunk(batch, sampling, generator=seeded(seed), motion=motion)
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_path_holds_on_cuda(clip_folder: str, precision: Any) -> None:
+    policy = make_policy(clip_folder, device="cuda")
+    reports = PolicyEngine(policy, precision).verify(make_batch(policy.config, 1))
+    assert [report.name for report in reports] == ["vision", "transformer", "cuda_graph"]
+    assert all(report.used for report in reports), [str(report) for report in reports]
+
+
+def test_the_paths_of_a_checkpoint_hold(clip_folder: str) -> None:
+    """The demo's checkpoint, trained: what the tolerances are about."""
+    folder = Path(__file__).parents[1] / "checkpoints/demo"
+    if not folder.exists():
+        pytest.skip("checkpoints/demo is not here; make demo-train makes it")
+    policy = load_checkpoint(folder)
+    batch = make_batch(policy.config, 1)
+    for precision in ("fp32", "bf16"):
+        assert report_of(PolicyEngine(policy, precision).verify(batch), "transformer").used

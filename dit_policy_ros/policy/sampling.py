@@ -197,6 +197,10 @@ class Plan(ABC):
         """Whether `run` wants step_noise."""
         return self.sampler == "ddpm"
 
+    def clip(self, clean: Tensor) -> Tensor:
+        """An estimate of the clean actions within the range the plan keeps to."""
+        return clean
+
     def step_noise_shape(self, shape: Sequence[int]) -> tuple[int, ...] | None:
         """The shape of step_noise for x of shape (B, T, A), or None."""
         return (self.steps, *shape) if self.draws_noise else None
@@ -288,14 +292,15 @@ class DiffusionPlan(Plan):
     updates: tuple[Update, ...]
     clip_range: float | None
 
+    def clip(self, clean: Tensor) -> Tensor:
+        """An estimate of the clean actions within +-clip_range."""
+        return clean if self.clip_range is None else clean.clamp(-self.clip_range, self.clip_range)
+
     def _loop(self, predict: Predict, x: Tensor, step_noise: Tensor | None) -> Tensor:
         previous: Tensor | None = None
         for call, (level, update) in enumerate(zip(self.levels, self.updates, strict=True)):
             out = predict(x, call)
-            clean = level.clean(x, out)
-            if self.clip_range is not None:
-                # As in diffusers, `update.out` stays that of the unclipped estimate.
-                clean = clean.clamp(-self.clip_range, self.clip_range)
+            clean = self.clip(level.clean(x, out))  # as in diffusers, `update.out` stays that of the unclipped estimate
             noise = None if step_noise is None else step_noise[call]
             x = _combination(
                 (update.x, x),

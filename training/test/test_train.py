@@ -196,7 +196,7 @@ def test_command_line_over_file_over_defaults(tmp_path: Path) -> None:
             TrainConfig,
             [
                 f"{flag}={file}",
-                "--policy.horizon=24",
+                "--policy.horizon=26",
                 "--policy.objective.type=flow_matching",
                 "--policy.observation_encoder.vision.type=resnet",
                 "--policy.observation_encoder.vision.resize_shape=[32,40]",
@@ -204,7 +204,7 @@ def test_command_line_over_file_over_defaults(tmp_path: Path) -> None:
                 "--optimizer.type=adam",
             ],
         )
-        assert (config.batch_size, config.policy.n_obs_steps, config.policy.horizon) == (7, 3, 24)
+        assert (config.batch_size, config.policy.n_obs_steps, config.policy.horizon) == (7, 3, 26)
         assert isinstance(config.policy.objective, FlowMatchingConfig)
         assert config.policy.observation_encoder.vision.resize_shape == (32, 40)
         assert (config.policy.transformer.num_layers, config.optimizer.type) == (3, "adam")
@@ -235,6 +235,10 @@ def test_presets_are_valid(preset: str, dataset: Path) -> None:
         (["--output_dir=y"], "Missing required field(s) `dataset_path`"),
         (["--config=absent.yaml"], "absent.yaml"),
         (["--dataset_path=x", "--output_dir=y", "--policy.objective.type=gan"], "gan"),
+        (
+            ["--dataset_path=x", "--output_dir=y", "--policy.n_action_steps=99"],
+            "\n  - n_action_steps 99 exceeds horizon",
+        ),
     ],
 )
 def test_bad_arguments_are_told_in_words(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

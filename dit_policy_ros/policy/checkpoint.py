@@ -62,7 +62,7 @@ def save_checkpoint(folder: str | Path, policy: MultitaskDiTPolicy, embodiment_y
         _write_json(partial / STATS, policy.stats)
         (partial / EMBODIMENT).write_text(embodiment_yaml, encoding="utf-8")
         (partial / MODEL_CARD).write_text(model_card, encoding="utf-8")
-        _replace(folder, partial)
+        replace_folder(folder, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -89,7 +89,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> M
 def load_config(folder: str | Path) -> PolicyConfig:
     """The configuration of a checkpoint, without its weights. Raises CheckpointError."""
     path = Path(folder) / CONFIG
-    content = _read_json(path)
+    content = read_json(path)
     version = content.pop("format_version", None) if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -99,10 +99,10 @@ def load_config(folder: str | Path) -> PolicyConfig:
     try:
         return draccus.decode(PolicyConfig, content)
     except Exception as error:  # draccus has no common base for what decoding may raise
-        raise CheckpointError(f"{path} is not a policy's configuration: {_reasons(error)}") from error
+        raise CheckpointError(f"{path} is not a policy's configuration: {reasons(error)}") from error
 
 
-def _reasons(error: BaseException) -> str:
+def reasons(error: BaseException) -> str:
     """An error's message and those of what caused it: draccus wraps what a configuration says of itself."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
@@ -158,7 +158,7 @@ def _read_description(folder: Path) -> tuple[PolicyConfig, Any]:
         if pickles := [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]:
             hint += f". {', '.join(pickles)} may be a pickle, which can run any code when read, and is never read"
         raise CheckpointError(f"checkpoint {folder} is incomplete: it lacks {', '.join(missing)}; {hint}")
-    return config, _read_json(folder / STATS)
+    return config, read_json(folder / STATS)
 
 
 def refuse_pickle(path: Path) -> None:
@@ -288,7 +288,8 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names)
 
 
-def _replace(folder: Path, partial: Path) -> None:
+def replace_folder(folder: Path, partial: Path) -> None:
+    """Puts `partial` where `folder` is, by renaming."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -301,7 +302,8 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """A JSON file's content. Raises CheckpointError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

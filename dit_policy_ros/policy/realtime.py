@@ -28,9 +28,10 @@ c' = c + 1/a J^T W (Y - c), its weight 1/a bounded likewise; the network's outpu
 that every sampler goes on from it, and clips it as any estimate. If clean is standard normal then J = a (flow matching:
 a / (a^2 + s^2)) and c' = Y wherever W = 1 and the bound is not met. Two things differ for diffusion because an estimate
 divides by a, 5e-5 at the noisiest timestep of the cosine schedule, and the network's errors with it: where a step has a
-weight c is the clipped estimate, and the change c' - c is kept at most `max_guidance` times as long as W (Y - c). A true
-posterior never asks for more than twice that, if the data's covariance is at most 1: J = a / s^2 Cov(clean | x), where
-Cov(clean | x) is at most 1 and at most s^2 / a^2. Without the two, DDIM's chunks were thrown 0.2 rad and more.
+weight c is the clipped estimate, and the change c' - c is kept at most `max_guidance` times as long as W (Y - c).
+A true posterior never asks for more than twice that, if the data's covariance is at most 1: J is
+a / s^2 Cov(clean | x), where Cov(clean | x) is at most 1 and at most s^2 / a^2. Without the two, DDIM's chunks were
+thrown 0.2 rad and more.
 
 Without the network's Jacobian, flow matching's J is the identity, that of c = x + (1 - t) v at a fixed v. The same for
 diffusion would be 1/a, hence a weight of 1/a^2, up to 4e8 (0 where the network predicts the clean actions): there

@@ -247,6 +247,16 @@ def test_dinov3_trains_with_the_positions_it_acts_with():
     assert torch.equal(fresh(images, None), fresh(images, None))
 
 
+def test_dinov3_may_train_after_it_acted():
+    """transformers keeps the patches' coordinates for later calls, also those made in inference mode."""
+    encoder = make_dino()[1]
+    images = torch.randn(1, 3, 40, 24)  # a shape that no other test uses: kept coordinates are shared
+    with torch.inference_mode():
+        encoder(images, None)
+    encoder.train()(images, None).sum().backward()
+    assert encoder.model.embeddings.cls_token.grad.abs().sum() > 0
+
+
 def test_dinov3_refuses_pictures_that_its_patches_do_not_cover():
     with pytest.raises(ConfigurationError, match="sides are multiples of 8, it would get 32x36"):
         make_vision_encoder(DinoV3VisionConfig(backbone_config=TINY_DINO), [(32, 32), (32, 36)], 16)
@@ -297,6 +307,8 @@ def test_pooling_heads_must_divide_a_width_known_only_from_the_backbone(tmp_path
 def test_clip_refuses_what_it_cannot_load(tmp_path):
     with pytest.raises(ConfigurationError, match="takes pictures of 32x32, it would get 30x32"):
         make_vision_encoder(ClipVisionConfig(backbone_config=TINY_VIT), [(32, 32), (30, 32)], 16)
+    with pytest.raises(ConfigurationError, match=r"cannot load a tokenizer from text.model '.*': give a local folder"):
+        ClipText(ClipTextConfig(str(tmp_path)), 16, None)
     with pytest.raises(ConfigurationError, match="cannot load CLIPVisionModel from"):
         ClipVision(ClipVisionConfig(backbone=str(tmp_path)), 16)
 

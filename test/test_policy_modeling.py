@@ -180,6 +180,8 @@ def spoilt(value):
         ("observation.state", torch.zeros(2, 1, 7, dtype=torch.int64), "state is int64; .* floating-point"),
         ("observation.state", torch.zeros(2, 1, 7, dtype=torch.bool), "state is bool; .* floating-point"),
         ("observation.state", torch.zeros(2, 1, 7, dtype=torch.complex64), "state is complex64; .* floating-point"),
+        ("observation.images.workspace", torch.tensor(3), "workspace is a single number"),
+        ("observation.state", None, "the batch lacks observation.state; it has"),
         ("observation.state", spoilt(torch.nan), "not finite: sample 1, step 0, dimension 3 is nan"),
         ("observation.state", spoilt(-torch.inf), "not finite: sample 1, step 0, dimension 3 is -inf"),
         ("task", None, "must be a list of 2 instructions"),
@@ -470,6 +472,8 @@ def test_a_policy_without_words_takes_only_the_instructions_it_was_trained_on(ti
         assert policy.text_features(None) is None
         assert policy.text_modulates_vision is False
         policy.predict_chunk({key: value for key, value in batch.items() if key != "task"})
+        with pytest.raises(ValueError, match="has not learned to act without an instruction"):
+            policy.text_features(None, without_instruction=True)
         if accepted:
             policy.predict_chunk(batch)
         else:

@@ -427,8 +427,8 @@ class PolicyConfig:
     the order of the cameras. With `action_mode="relative"` the model predicts differences to the newest
     state's joints, which `action_state_indices` finds in the state, one index an action dimension. `tasks`
     are the instructions trained on. `normalized_constant` is what MIN_MAX makes of a dimension that never changed
-    in the data: -1 for LeRobot's and the original's checkpoints. `state_noise` is the standard deviation of noise added to the normalised
-    state while training.
+    in the data: -1 for LeRobot's and the original's checkpoints. `state_noise` is the standard deviation of noise
+    added to the normalised state while training.
 
     `instruction_dropout` is the share of training samples that see no instruction but a learned vector in its
     place; `guidance_scale` may then exceed 1 at inference (classifier-free guidance, arXiv 2207.12598: prediction

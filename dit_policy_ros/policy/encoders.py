@@ -56,16 +56,16 @@ class ObservationEncoder(nn.Module):
         without_instruction: True, or (B,) bool for some of them, gives the learned null vector instead. Raises
         ValueError if the policy has none, or a task is missing or has no words.
         """
+        if self.null_text is None and without_instruction is not False:
+            raise ValueError(
+                "this policy has not learned to act without an instruction: train it with instruction_dropout above 0"
+            )
         if self.text_encoder is None:
             return None
         if tasks is None:
             raise ValueError("this policy follows instructions: it needs a task for each sample")
-        if without_instruction is False:
+        if self.null_text is None or without_instruction is False:
             return self.text_encoder(tasks)
-        if self.null_text is None:
-            raise ValueError(
-                "this policy has not learned to act without an instruction: train it with instruction_dropout above 0"
-            )
         null = self.null_text.expand(len(tasks), -1)
         if without_instruction is True:
             return null

@@ -427,7 +427,11 @@ class MultitaskDiTPolicy(nn.Module):
 
     def _count(self, batch: Mapping[str, Any]) -> int:
         """How many samples a batch has: as many as its first input says."""
-        return len(self._read(batch, next(iter(self.config.input_features))))
+        key = next(iter(self.config.input_features))
+        shape = self._as_tensor(key, self._read(batch, key)).shape
+        if not shape:
+            raise ValueError(f"{key} is a single number; its first dimension must be the batch")
+        return shape[0]
 
     def _state(self, key: str, value: Any) -> Tensor:
         """A state (B, n_obs, S), float32 and finite, on the policy's device."""
@@ -478,10 +482,7 @@ class MultitaskDiTPolicy(nn.Module):
 
         It stays where it is: what is checked of an array or a tensor on the host then waits for no device.
         """
-        try:
-            value = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{key} is no tensor or array of numbers but a {type(value).__name__}: {error}") from error
+        value = self._as_tensor(key, value)
         fits = [w in (None, n) for n, w in zip(value.shape, shape, strict=False)]
         if len(value.shape) == len(shape) and all(fits):
             return value
@@ -493,6 +494,12 @@ class MultitaskDiTPolicy(nn.Module):
                 "repeat its first observation"
             )
         raise ValueError(message)
+
+    def _as_tensor(self, key: str, value: Any) -> Tensor:
+        try:
+            return torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{key} is no tensor or array of numbers but a {type(value).__name__}: {error}") from error
 
 
 def _name(dtype: torch.dtype) -> str:

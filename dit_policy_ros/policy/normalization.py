@@ -25,8 +25,8 @@ class Normalizer(nn.Module):
     MIN_MAX maps [min, max] to [-1, 1], MEAN_STD to zero mean and unit deviation, IDENTITY changes nothing.
 
     A dimension that was constant in the data (min == max, or std == 0) maps to exactly 0 (with MIN_MAX to
-    `constant`), and back to exactly its constant. A deviation from the constant is ignored: no data says what it means, and dividing by a tiny
-    range would turn a deviation of 1e-4 into thousands.
+    `constant`), and back to exactly its constant. A deviation from the constant is ignored: no data says what it
+    means, and dividing by a tiny range would turn a deviation of 1e-4 into thousands.
     """
 
     centre: Tensor

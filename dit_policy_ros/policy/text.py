@@ -117,4 +117,10 @@ def _load_tokenizer(config: ClipTextConfig) -> Any:
         raise ConfigurationError("text.model_config is given: pass the tokenizer as well, a configuration has none")
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(config.model)
+    try:
+        return AutoTokenizer.from_pretrained(config.model)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"cannot load a tokenizer from text.model {config.model!r}: give a local folder with the tokenizer's "
+            f"files, or the name of a model on the Hugging Face hub (needs network). {error}"
+        ) from error

@@ -12,8 +12,10 @@ import torch
 from policy_fixtures import INSTRUCTIONS, demo_config, make_stats
 
 from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.policy.engine import PolicyEngine
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
+from dit_policy_ros.runtime.frames import FrameFeatures
 from dit_policy_ros.runtime.gate import Gate, Verdict
 from dit_policy_ros.runtime.observations import ObservationBuffer
 from dit_policy_ros.runtime.pipeline import ChunkPipeline, Outcome, Request
@@ -54,7 +56,7 @@ def run(policy: MultitaskDiTPolicy, embodiment: Embodiment, late_s: float = 0.0)
             buffer.add(camera.topic, stamp_ns, SimpleNamespace(header=header, encoding="rgb8", data=data, **size))
     clock = iter([NOW_NS, NOW_NS + round(late_s * 1e9)])
     pipeline = ChunkPipeline(policy, embodiment, buffer, Gate(embodiment), lambda: next(clock))
-    return pipeline.next_chunk(Request(7, INSTRUCTIONS[0], 8, None))
+    return pipeline.next_chunk(Request(7, INSTRUCTIONS[0], 8))
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +121,63 @@ def test_a_failure_of_the_model_is_an_outcome_not_an_exception(make_policy, embo
     assert outcome.decision.verdict is Verdict.INFERENCE_FAILED
     assert "RuntimeError" in outcome.decision.reason
     assert outcome.trajectories == {}
+
+
+def test_a_frame_is_encoded_once_for_each_instruction(make_policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = PolicyEngine(make_policy(0.001))  # its convolutions are modulated by the words
+    frames, encode = FrameFeatures(engine), engine.encode_frame
+    encoded: list[tuple[str, int]] = []
+
+    def counting(key: str, image: torch.Tensor, tasks: list[str], without: bool) -> torch.Tensor:
+        encoded.append((tasks[0], int(image[0, 0, 0, 0])))
+        return encode(key, image, tasks, without)
+
+    monkeypatch.setattr(engine, "encode_frame", counting)
+    image = np.full((3, 128, 128), 7, np.uint8)
+    key, (red, green) = "observation.images.wrist", INSTRUCTIONS[:2]
+    first = frames.of(key, 100, image, red, False)
+    assert frames.of(key, 100, image.copy(), red, False) is first
+    assert not torch.equal(frames.of(key, 100, image, green, False), first)
+    # A simulator that starts again gives the same stamp another picture.
+    assert not torch.equal(frames.of(key, 100, image * np.linspace(0, 1, 128).astype(np.uint8), red, False), first)
+    assert encoded == [(red, 7), (green, 7), (red, 0)]
+    for stamp in range(1000, 1100):
+        frames.of(key, stamp, image, red, False)
+    assert len(frames) == 16  # bounded
+    frames.of(key, 100, image, red, False)
+    assert len(encoded) == 3 + 100 + 1
+
+
+def test_warm_up_reports_the_fast_paths(make_policy, embodiment) -> None:
+    policy = make_policy(0.001)
+    torch.nn.init.normal_(policy.noise_predictor.transformer_blocks[0].adaLN_modulation[1].weight, std=0.1)
+    pipeline = ChunkPipeline(policy, embodiment, ObservationBuffer(embodiment, 2), Gate(embodiment), lambda: NOW_NS)
+    assert pipeline.warm_up(1) > 0
+    assert {report.name: report.used for report in pipeline.path_reports} == {"vision": False, "transformer": True}
+
+
+def test_a_chunk_is_the_policys_for_the_window(make_policy, embodiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames in the right order, each under its camera, with the state and the words of the request."""
+    policy = make_policy(0.001)
+    torch.nn.init.normal_(policy.noise_predictor.transformer_blocks[0].adaLN_modulation[1].weight, std=0.1)
+    buffer = ObservationBuffer(embodiment, 2)
+    rng = np.random.default_rng(0)
+    for age_ms in (150, 100, 50, 0):
+        stamp_ns = NOW_NS - age_ms * 1_000_000
+        header = SimpleNamespace(stamp=SimpleNamespace(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9))
+        position = [value + age_ms / 1000 for value in HOME]
+        state = SimpleNamespace(header=header, name=embodiment.state.joints, position=position, velocity=[0.0] * 7)
+        buffer.add(embodiment.state.topic, stamp_ns, state)
+        for camera in embodiment.cameras:
+            size = {"height": camera.height, "width": camera.width, "step": 3 * camera.width}
+            data = rng.integers(0, 256, 3 * camera.width * camera.height, dtype=np.uint8).tobytes()
+            buffer.add(camera.topic, stamp_ns, SimpleNamespace(header=header, encoding="rgb8", data=data, **size))
+    pipeline = ChunkPipeline(policy, embodiment, buffer, Gate(embodiment), lambda: NOW_NS)
+    torch.manual_seed(5)
+    outcome = pipeline.next_chunk(Request(0, INSTRUCTIONS[2], 8))
+    window = buffer.latest(NOW_NS).tensors()
+    batch = {key: torch.from_numpy(value)[None] for key, value in window.items()} | {"task": [INSTRUCTIONS[2]]}
+    torch.manual_seed(5)
+    expected = policy.predict_chunk(batch)[0].numpy()
+    assert outcome.chunk is not None, outcome.decision
+    np.testing.assert_allclose(outcome.chunk.positions, expected, atol=1e-6)

@@ -223,7 +223,7 @@ def test_a_path_that_fails_is_not_used(clip_folder: str, monkeypatch: pytest.Mon
     policy = make_policy(clip_folder)
     engine = PolicyEngine(policy)
     report = report_of(engine.verify(make_batch(policy.config, 1)), "transformer")
-    assert (report.used, report.difference) == (False, None)
+    assert (report.used, report.failed, report.difference) == (False, True, None)
     assert "no such kernel" in report.reason
 
 
@@ -249,6 +249,7 @@ def test_a_resnet_has_no_fast_form_and_says_so(clip_folder: str) -> None:
     batch = make_batch(config, 1)
     report = report_of(engine.verify(batch), "vision")
     assert not report.used
+    assert not report.failed
     assert "ResNet" in report.reason
     assert engine.paths_in_use == {"transformer"}
     assert not policy.training  # an engine's policy is in evaluation mode

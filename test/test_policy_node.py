@@ -169,6 +169,18 @@ def test_contradictory_parameters_are_rejected_with_a_sentence(active) -> None:
     assert not robot.set_parameter("denoising_steps", 1_000_000).successful
     assert robot.set_parameter("denoising_steps", 2).successful
     assert robot.set_parameter("denoising_steps", 0).successful
+    result = robot.set_parameter("sampler", "newton")
+    assert not result.successful
+    assert 'one of "", ddpm' in result.reason
+    assert "euler, heun, rk4 (the policy's objective is flow_matching)" in robot.set_parameter("sampler", "ddim").reason
+    assert "instruction_dropout" in robot.set_parameter("guidance_scale", 2.0).reason
+
+
+def test_the_sampler_changes_while_it_runs(active) -> None:
+    robot = active
+    assert robot.set_parameter("sampler", "heun").successful
+    robot.wait_for_verdict(Verdict.ACCEPTED)
+    assert robot.set_parameter("sampler", "").successful
 
 
 def test_a_camera_that_stops_stops_the_chunks(active) -> None:
@@ -262,6 +274,8 @@ def test_diagnostics_count_what_was_refused(active) -> None:
     values = {pair.key: pair.value for pair in status.values}
     assert int(values["verdict.input_stale"]) >= 1
     assert int(values["verdict.accepted"]) >= 1
+    assert values["fast_path.transformer"].startswith("in use: the actions differ by")
+    assert "ResNet" in values["fast_path.vision"]
     assert "workspace_camera/image_raw" in status.message
 
 

@@ -6,10 +6,12 @@ Everything refused is counted by its verdict, so a chunk that was not sent can b
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from dit_policy_ros.policy.engine import PathReport
 from dit_policy_ros.runtime.gate import Decision, Verdict
 
 STALE_VERDICTS = frozenset({Verdict.INPUT_MISSING, Verdict.INPUT_STALE})
@@ -41,6 +43,11 @@ class Tally:
     def rejected(self) -> int:
         """Chunks refused for any other reason."""
         return sum(self.by_verdict.values()) - self.sent - self.stale
+
+
+def path_values(reports: Iterable[PathReport]) -> dict[str, str]:
+    """What came of each fast path of the engine, as key-value pairs `fast_path.<name>`."""
+    return {f"fast_path.{report.name}": str(report) for report in reports}
 
 
 def diagnostic_array(stamp: object, name: str, state: str, tally: Tally, values: dict[str, str]) -> DiagnosticArray:

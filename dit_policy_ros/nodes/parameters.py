@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -18,12 +19,21 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from dit_policy_ros.policy.configuration import DiffusionConfig, FlowMatchingConfig
+from dit_policy_ros.policy.engine import Precision
+from dit_policy_ros.policy.sampling import samplers_of
+
 Value = bool | int | float | str
+
+SAMPLERS = (*samplers_of(DiffusionConfig()), *samplers_of(FlowMatchingConfig()))
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """One parameter: name, default (which fixes its type), sentence, inclusive range, whether it is fixed at start."""
+    """One parameter: name, default (which fixes its type), sentence, inclusive range, whether it is fixed at start.
+
+    A text parameter may have `choices`, its only values.
+    """
 
     name: str
     default: Value
@@ -31,10 +41,13 @@ class Declaration:
     lower: float | None = None
     upper: float | None = None
     read_only: bool = False
+    choices: tuple[str, ...] = ()
 
     def descriptor(self) -> ParameterDescriptor:
         """The ROS descriptor; rqt_reconfigure draws a bounded number as a slider."""
         descriptor = ParameterDescriptor(description=self.description, read_only=self.read_only)
+        if self.choices:
+            descriptor.additional_constraints = f"one of {self.listed_choices()}"
         if self.lower is not None and self.upper is not None:
             if isinstance(self.default, int):
                 bounds = IntegerRange(from_value=int(self.lower), to_value=int(self.upper), step=1)
@@ -43,6 +56,16 @@ class Declaration:
                 bounds = FloatingPointRange(from_value=float(self.lower), to_value=float(self.upper), step=0.0)
                 descriptor.floating_point_range = [bounds]
         return descriptor
+
+    def listed_choices(self) -> str:
+        """The choices in words."""
+        return ", ".join(choice or '""' for choice in self.choices)
+
+    def problem(self, value: Value) -> str | None:
+        """Why a value is none of the choices, in a sentence; ROS itself checks types and ranges."""
+        if not self.choices or value in self.choices:
+            return None
+        return f"{self.name} must be one of {self.listed_choices()}, got '{value}'"
 
 
 DECLARATIONS: tuple[Declaration, ...] = (
@@ -55,6 +78,21 @@ DECLARATIONS: tuple[Declaration, ...] = (
         read_only=True,
     ),
     Declaration("device", "auto", "torch device of the policy: auto, cpu, cuda or cuda:N.", read_only=True),
+    Declaration(
+        "precision",
+        "fp32",
+        "Number type of the policy's matrix products: bf16 and fp16 are faster where the processor has them, and "
+        "inexact; the error, in action units, is measured at configure (see diagnostics, fast_path).",
+        read_only=True,
+        choices=get_args(Precision),
+    ),
+    Declaration(
+        "compile",
+        False,
+        "Put the transformer through torch.compile at configure, which takes a minute. Meant for GPUs: on a CPU the "
+        "engine is as fast without.",
+        read_only=True,
+    ),
     Declaration(
         "warmup_chunks",
         3,
@@ -78,6 +116,21 @@ DECLARATIONS: tuple[Declaration, ...] = (
         "says. Takes effect at the next chunk.",
         0,
         1000,
+    ),
+    Declaration(
+        "sampler",
+        "",
+        "How noise becomes actions: ddpm, ddim or dpm_solver++ for a diffusion policy; euler, heun (two network calls "
+        "a step) or rk4 (four) for flow matching. Empty: as the checkpoint says. Takes effect at the next chunk.",
+        choices=("", *SAMPLERS),
+    ),
+    Declaration(
+        "guidance_scale",
+        0.0,
+        "How much the instruction counts: beyond 1 its effect is exaggerated, for a policy that ignores it; needs one "
+        "trained with instruction_dropout. 0: as the checkpoint says. Takes effect at the next chunk.",
+        0.0,
+        20.0,
     ),
     Declaration(
         "max_start_distance",
@@ -116,12 +169,20 @@ class Parameters:
         for declaration in DECLARATIONS:
             descriptor = declaration.descriptor()
             parameter = node.declare_parameter(declaration.name, declaration.default, descriptor)
+            reason = declaration.problem(parameter.value)
+            if reason is not None:
+                raise ValueError(f"parameter {reason}")
             self._values[declaration.name] = parameter.value
         node.add_on_set_parameters_callback(self._validate)
         node.add_post_set_parameters_callback(self._apply)
 
     def __getitem__(self, name: str) -> Value:
         return self._values[name]
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """All values as they are now."""
+        return dict(self._values)
 
     def text(self, name: str) -> str:
         """The value of a text parameter."""
@@ -138,7 +199,8 @@ class Parameters:
     def _validate(self, changes: list[Parameter]) -> SetParametersResult:
         # Called before anything is set, and possibly rolled back afterwards: it must only look.
         wanted = self._values | {change.name: change.value for change in changes}
-        reason = self._constrain(wanted)
+        reasons = (declaration.problem(wanted[declaration.name]) for declaration in DECLARATIONS)
+        reason = next((each for each in reasons if each is not None), None) or self._constrain(wanted)
         return SetParametersResult(successful=reason is None, reason=reason or "")
 
     def _apply(self, changes: list[Parameter]) -> None:
@@ -150,7 +212,7 @@ def markdown_table() -> str:
     """The table of docs/node.md, made from the declarations so that it cannot differ from them."""
     rows = ["| parameter | default | range | when | what |", "|---|---|---|---|---|"]
     for entry in DECLARATIONS:
-        bounds = f"{entry.lower} to {entry.upper}" if entry.lower is not None else ""
+        bounds = f"{entry.lower} to {entry.upper}" if entry.lower is not None else entry.listed_choices()
         when = "at start" if entry.read_only else "live"
         default = f"`{entry.default!r}`" if isinstance(entry.default, str) else f"`{entry.default}`"
         rows.append(f"| `{entry.name}` | {default} | {bounds} | {when} | {entry.description} |")

@@ -35,11 +35,13 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.nodes.conversions import action_chunk_message, time_message, trajectory_message
-from dit_policy_ros.nodes.diagnostics import Tally, diagnostic_array
+from dit_policy_ros.nodes.diagnostics import Tally, diagnostic_array, path_values
 from dit_policy_ros.nodes.parameters import Parameters, Value
 from dit_policy_ros.nodes.spin import run_node
 from dit_policy_ros.policy.checkpoint import load_checkpoint
+from dit_policy_ros.policy.engine import PathReport, PolicyEngine, Precision
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
+from dit_policy_ros.policy.sampling import Sampling
 from dit_policy_ros.runtime.gate import Decision, Gate, Verdict
 from dit_policy_ros.runtime.inference import InferenceWorker
 from dit_policy_ros.runtime.messages import MessageError, stamp_ns
@@ -159,23 +161,38 @@ class PolicyNode(LifecycleNode):
         checkpoint = Path(folder)
         policy = load_checkpoint(checkpoint, device=self._device())
         embodiment = self._embodiment(checkpoint)
-        reason = self._contradiction({"n_action_steps": self._settings["n_action_steps"]}, policy)
+        reason = self._contradiction(self._settings.values, policy)
         if reason is not None:
             raise ValueError(reason)
+        engine = PolicyEngine(
+            policy,
+            cast(Precision, self._settings.text("precision")),
+            compile=bool(self._settings["compile"]),
+        )
         observations = ObservationBuffer(embodiment, policy.config.n_obs_steps)
         gate = Gate(embodiment)
-        pipeline = ChunkPipeline(policy, embodiment, observations, gate, self._now_ns)
+        pipeline = ChunkPipeline(engine, embodiment, observations, gate, self._now_ns)
         session = Session(
             policy, embodiment, checkpoint, observations, gate, pipeline, worker=InferenceWorker(self._on_result)
         )
         self._session = session
         self._parameters_changed(())
-        seconds = pipeline.warm_up(self._settings.integer("warmup_chunks"))
+        sampling = _sampling(self._settings.values)
+        seconds = pipeline.warm_up(self._settings.integer("warmup_chunks"), sampling)
+        self._tell_paths(pipeline.path_reports)
         self._connect(session)
         self._tally = Tally()
         self.get_logger().info(
             f"loaded {checkpoint} for {embodiment.name} on {self._device()}: a chunk takes {seconds * 1e3:.0f} ms"
         )
+
+    def _tell_paths(self, reports: Iterable[PathReport]) -> None:
+        for report in reports:
+            line = f"fast path {report.name} is {report}"
+            if report.failed:
+                self.get_logger().warning(line)
+            else:
+                self.get_logger().info(line)
 
     def _device(self) -> str:
         device = self._settings.text("device")
@@ -317,7 +334,8 @@ class PolicyNode(LifecycleNode):
             motion.in_flight = True
             epoch, sequence = motion.epoch, motion.sequence
             motion.sequence += 1
-        request = Request(sequence, self._instruction, self._n_action_steps(), self._denoising_steps())
+        sampling = _sampling(self._settings.values)
+        request = Request(sequence, self._instruction, self._n_action_steps(), sampling)
         if not request.instruction:
             topic = session.embodiment.instruction_topic
             reason = f"no instruction yet: publish one on '{topic}' or call ~/set_instruction"
@@ -379,6 +397,10 @@ class PolicyNode(LifecycleNode):
                 f"n_action_steps {wanted} is more than this checkpoint holds: horizon {config.horizon} - n_obs_steps "
                 f"{config.n_obs_steps} + 1 = {config.max_action_steps} at most"
             )
+        try:
+            _sampling(values).resolve(config)
+        except ValueError as error:
+            return str(error)
         return None
 
     def _parameters_changed(self, names: Iterable[str]) -> None:
@@ -389,9 +411,6 @@ class PolicyNode(LifecycleNode):
     def _n_action_steps(self) -> int:
         assert self._session is not None
         return self._settings.integer("n_action_steps") or self._session.policy.config.n_action_steps
-
-    def _denoising_steps(self) -> int | None:
-        return self._settings.integer("denoising_steps") or None
 
     def _publish_status(self) -> None:
         label = self._state_machine.current_state[1]
@@ -406,19 +425,30 @@ class PolicyNode(LifecycleNode):
             status.checkpoint, status.embodiment = str(session.checkpoint), session.embodiment.name
             status.device = self._device()
             status.n_action_steps = self._n_action_steps()
-            status.denoising_steps = self._denoising_steps() or 0
+            status.denoising_steps = self._settings.integer("denoising_steps")
             status.inference_p50, status.inference_p95 = session.worker.latency(50), session.worker.latency(95)
         self._status_publisher.publish(status)
         values = {
             name: str(getattr(status, name))
             for name in ("checkpoint", "embodiment", "device", "instruction", "n_action_steps", "inference_p95")
         }
+        if session is not None:
+            values |= path_values(session.pipeline.path_reports)
         self._diagnostics_publisher.publish(
             diagnostic_array(stamp, self.get_fully_qualified_name(), label, self._tally, values)
         )
 
     def _now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds)
+
+
+def _sampling(values: Mapping[str, Value]) -> Sampling:
+    """How a chunk is sampled, by the parameters; what they leave open is as the checkpoint says."""
+    return Sampling(
+        sampler=str(values["sampler"]) or None,
+        denoising_steps=int(values["denoising_steps"]) or None,
+        guidance_scale=float(values["guidance_scale"]) or None,
+    )
 
 
 def _finish(node: Node) -> None:

@@ -43,7 +43,8 @@ class PathReport:
 
     `difference` is the largest of any action, in that action's units; `share` the largest one as a share of its
     action's range, which must not exceed `tolerance`. Both are None if the path could not be tried. `reason` says why
-    it is or is not in use.
+    it is or is not in use; `failed` that it should have worked and did not, while a part that has no fast form at all
+    (a convolutional encoder) is in order.
     """
 
     name: str
@@ -52,10 +53,10 @@ class PathReport:
     share: float | None
     tolerance: float
     reason: str
+    failed: bool = False
 
     def __str__(self) -> str:
-        state = "in use" if self.used else "off, the plain path is used"
-        return f"fast path {self.name}: {state}: {self.reason}"
+        return f"{'in use' if self.used else 'not in use, the plain path is'}: {self.reason}"
 
 
 class PolicyEngine:
@@ -175,12 +176,15 @@ class PolicyEngine:
             paths = self._paths
             paths.in_use = set()
             reference = self._chunk(batch, sampling)
-            reports = [PathReport(name, False, None, None, tolerance, why) for name, why in paths.why_not.items()]
+            reports = [
+                PathReport(name, False, None, None, tolerance, why, failed=name in paths.broken)
+                for name, why in paths.why_not.items()
+            ]
             for name in paths.available:
                 reports.append(self._try(name, batch, sampling, reference, tolerance))
             paths.graphs.clear()  # captured with the paths of that moment
         for report in reports:
-            logger.log(logging.INFO if report.used else logging.WARNING, "%s", report)
+            logger.log(logging.WARNING if report.failed else logging.INFO, "fast path %s is %s", report.name, report)
         return reports
 
     def _try(
@@ -188,7 +192,7 @@ class PolicyEngine:
     ) -> PathReport:
         in_use = self._paths.in_use
         if name == COMPILE and TRANSFORMER not in in_use:
-            return PathReport(name, False, None, None, tolerance, "it compiles the fast transformer, which is off")
+            return PathReport(name, False, None, None, tolerance, "it compiles the fast transformer, not in use", True)
         in_use.add(name)
         started = time.perf_counter()
         try:
@@ -196,7 +200,8 @@ class PolicyEngine:
         except Exception as error:  # of a private operator, a compiler, a capture: there is a plain path for all
             in_use.discard(name)
             self._paths.graphs.clear()
-            return PathReport(name, False, None, None, tolerance, f"it failed with {type(error).__name__}: {error}")
+            why = f"it failed with {type(error).__name__}: {error}"
+            return PathReport(name, False, None, None, tolerance, why, failed=True)
         seconds = time.perf_counter() - started
         difference = float((actions - reference).abs().max())
         share = self._share(actions - reference)
@@ -209,7 +214,7 @@ class PolicyEngine:
         )
         if name in (COMPILE, CUDA_GRAPH):
             reason += f"; the first chunk, with compilation or capture, took {seconds:.1f} s"
-        return PathReport(name, fits, difference, share, tolerance, reason)
+        return PathReport(name, fits, difference, share, tolerance, reason, failed=not fits)
 
     def _chunk(self, batch: Mapping[str, Any], sampling: Sampling) -> Tensor:
         generator = torch.Generator().manual_seed(VERIFICATION_SEED)

@@ -36,7 +36,7 @@ VISION, TRANSFORMER, COMPILE, CUDA_GRAPH = "vision", "transformer", "compile", "
 class FastPaths:
     """The fast forms of one policy's parts, and which of them are in use.
 
-    `why_not` says of each path that could not be built what prevented it.
+    `why_not` says of each path that could not be built what prevented it; `broken` are those for which that is a defect.
     """
 
     def __init__(self, policy: MultitaskDiTPolicy, dtype: torch.dtype, compile: bool, cuda_graphs: bool):
@@ -46,6 +46,7 @@ class FastPaths:
         self.graphs = GraphCache()
         self.available: list[str] = []
         self.why_not: dict[str, str] = {}
+        self.broken: set[str] = set()
         self._tables: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
         self._build(VISION, lambda: self._make_vits(policy, dtype))
         self._build(TRANSFORMER, lambda: self._make_transformer(policy, dtype, packed=not compile))
@@ -79,6 +80,7 @@ class FastPaths:
             self.why_not[name] = str(error)
         except Exception as error:  # whatever it is, the plain path does the same work
             self.why_not[name] = f"it could not be built, {type(error).__name__}: {error}"
+            self.broken.add(name)
         else:
             self.available.append(name)
 

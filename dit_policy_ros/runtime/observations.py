@@ -44,13 +44,15 @@ class Observation:
     """n_obs_steps frames, the earliest first, the last one at `stamp_ns`.
 
     images: {camera: (n_obs_steps, 3, H, W) uint8 RGB}; state: (n_obs_steps, S) float32;
-    ages: {camera name or "state": seconds from the newest message used to `stamp_ns`}.
+    ages: {camera name or "state": seconds from the newest message used to `stamp_ns`};
+    image_stamps_ns: {camera: the stamp of each of its images}.
     """
 
     stamp_ns: int
     images: dict[str, np.ndarray]
     state: np.ndarray
     ages: dict[str, float]
+    image_stamps_ns: dict[str, tuple[int, ...]]
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The arrays under the policy's feature keys, contiguous and writeable, fit for torch.from_numpy."""
@@ -208,6 +210,7 @@ class ObservationBuffer:
             },
             state=np.stack([frame[STATE][0] for frame in frames]),
             ages={name: (t_ns - stamp_ns) / 1e9 for name, (_, stamp_ns) in newest.items()},
+            image_stamps_ns={camera.name: tuple(frame[camera.name][1] for frame in frames) for camera in self._cameras},
         )
 
     def latest(self, now_ns: int) -> Observation:

@@ -14,9 +14,12 @@ import numpy as np
 import torch
 
 from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.policy.configuration import STATE, TASK
+from dit_policy_ros.policy.engine import PathReport, PolicyEngine
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
-from dit_policy_ros.policy.sampling import Sampling
+from dit_policy_ros.policy.sampling import AS_CONFIGURED, Sampling
 from dit_policy_ros.runtime.chunking import Chunk, drop_elapsed
+from dit_policy_ros.runtime.frames import FrameFeatures
 from dit_policy_ros.runtime.gate import Decision, Gate, Verdict
 from dit_policy_ros.runtime.messages import MessageError
 from dit_policy_ros.runtime.observations import Observation, ObservationBuffer, ObservationError
@@ -30,7 +33,7 @@ class Request:
     sequence: int
     instruction: str
     n_action_steps: int
-    denoising_steps: int | None
+    sampling: Sampling = AS_CONFIGURED
 
 
 @dataclass(frozen=True)
@@ -47,43 +50,49 @@ class Outcome:
 class ChunkPipeline:
     """Samples chunks of a policy from the observations buffered, and lets only safe ones through.
 
-    `now_ns` reads the clock that stamps the observations (the node's clock, or a bag's).
+    The policy, or an engine made of it, must stay as it is from here on. `now_ns` reads the clock that stamps the
+    observations (the node's clock, or a bag's).
     """
 
     def __init__(
         self,
-        policy: MultitaskDiTPolicy,
+        policy: MultitaskDiTPolicy | PolicyEngine,
         embodiment: Embodiment,
         observations: ObservationBuffer,
         gate: Gate,
         now_ns: Callable[[], int],
     ) -> None:
-        self._policy = policy
+        self._engine = policy if isinstance(policy, PolicyEngine) else PolicyEngine(policy)
+        self._frames = FrameFeatures(self._engine)
         self._embodiment = embodiment
         self._observations = observations
         self._gate = gate
         self._now_ns = now_ns
-        self._device = next(policy.parameters()).device
+        self.path_reports: list[PathReport] = []  # of the last warm_up
 
-    def warm_up(self, chunks: int) -> float:
+    def warm_up(self, chunks: int, sampling: Sampling = AS_CONFIGURED) -> float:
         """Sample `chunks` chunks of grey images and a centred arm; returns the last one's duration in seconds.
 
-        The first samples allocate, compile and fill caches; done here, none of that falls on the moving arm.
+        The first samples allocate, compile and fill caches; done here, none of that falls on the moving arm. Before
+        them the engine's fast paths are checked against the plain policy, with the result in `path_reports`.
         """
-        n_obs_steps = self._policy.config.n_obs_steps
-        batch: dict[str, object] = {
-            f"observation.images.{camera.name}": torch.full(
-                (1, n_obs_steps, 3, camera.height, camera.width), 127, dtype=torch.uint8, device=self._device
-            )
+        n_obs_steps = self._engine.policy.config.n_obs_steps
+        images = {
+            camera.name: np.full((n_obs_steps, 3, camera.height, camera.width), 127, np.uint8)
             for camera in self._embodiment.cameras
         }
-        joints = len(self._embodiment.state.joints)
-        batch["observation.state"] = torch.zeros(1, n_obs_steps, joints, device=self._device)
-        tasks = self._policy.config.tasks or ["warm up"]
+        state = np.zeros((n_obs_steps, len(self._embodiment.state.joints)), np.float32)
+        tasks = self._engine.policy.config.tasks or ["warm up"]
         seconds = 0.0
-        for number in range(chunks):
+        for number in range(-1, chunks):
+            stamps = {camera: tuple(n_obs_steps * number + step for step in range(n_obs_steps)) for camera in images}
+            observation = Observation(n_obs_steps * (number + 1) - 1, images, state, {}, stamps)
+            task = tasks[number % len(tasks)]
+            if number < 0:
+                self.path_reports = self._engine.verify(_batch(observation, task), sampling)
+                continue
             started = time.perf_counter()
-            self._policy.predict_chunk(batch | {"task": [tasks[number % len(tasks)]]}).cpu()
+            self._predict(observation, task, sampling)
             seconds = time.perf_counter() - started
         return seconds
 
@@ -101,12 +110,7 @@ class ChunkPipeline:
 
     def _sample(self, observation: Observation, request: Request) -> Chunk:
         started = time.perf_counter()
-        batch: dict[str, object] = {
-            key: torch.as_tensor(value).unsqueeze(0).to(self._device) for key, value in observation.tensors().items()
-        }
-        batch["task"] = [request.instruction]
-        actions = self._policy.predict_chunk(batch, Sampling(denoising_steps=request.denoising_steps))
-        positions = actions[0].cpu().numpy().astype(np.float64)  # also waits for the device
+        positions = self._predict(observation, request.instruction, request.sampling)
         return Chunk(
             observation_stamp_ns=observation.stamp_ns,
             sequence=request.sequence,
@@ -117,6 +121,28 @@ class ChunkPipeline:
             instruction=request.instruction,
             inference_duration=time.perf_counter() - started,
         )
+
+    def _predict(self, observation: Observation, task: str, sampling: Sampling) -> np.ndarray:
+        """A chunk's actions (steps, A) float64, in units."""
+        config = self._engine.policy.config
+        frames = self._encode(observation, task, without_instruction=False)
+        without = None
+        if self._engine.policy.text_modulates_vision and sampling.resolve(config).guidance_scale != 1:
+            without = self._encode(observation, task, without_instruction=True)
+        state = torch.from_numpy(observation.state).unsqueeze(0) if STATE in config.input_features else None
+        actions = self._engine.predict_chunk_from(state, frames, [task], sampling, frames_without_instruction=without)
+        return actions[0].cpu().numpy().astype(np.float64)  # also waits for the device
+
+    def _encode(self, observation: Observation, task: str, without_instruction: bool) -> dict[str, list[torch.Tensor]]:
+        """{camera key: the feature of each of its frames}, for the policy's cameras among the embodiment's."""
+        return {
+            key: [
+                self._frames.of(key, stamp_ns, image, task, without_instruction)
+                for stamp_ns, image in zip(observation.image_stamps_ns[camera], images, strict=True)
+            ]
+            for camera, images in observation.images.items()
+            if (key := f"observation.images.{camera}") in self._engine.policy.config.cameras
+        }
 
     def _admit(self, chunk: Chunk, request: Request) -> Outcome:
         now_ns = self._now_ns()
@@ -142,3 +168,9 @@ class ChunkPipeline:
                 None if velocity is None else velocity[columns],
             )
         return replace(outcome, decision=decision, steps_dropped=dropped, trajectories=trajectories)
+
+
+def _batch(observation: Observation, task: str) -> dict[str, object]:
+    """An observation as a batch of one for the policy."""
+    batch: dict[str, object] = {key: torch.as_tensor(value)[None] for key, value in observation.tensors().items()}
+    return batch | {TASK: [task]}

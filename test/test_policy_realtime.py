@@ -369,6 +369,7 @@ def test_guidance_by_the_instruction_needs_both_conditionings(make_policy):
             "actions must be floating point, in units, got torch.int64",
         ),
         ({"actions": torch.zeros(1, 17, 7)}, "actions has 17 rows, a chunk has 16"),
+        ({"delay": 2.5}, "delay and execution_horizon are whole numbers of steps, got 2.5 and 8"),
         ({"delay": -1}, "delay must be 0 to 9, the number of rows of actions; got -1"),
         ({"delay": 10}, "delay must be 0 to 9"),
         ({"execution_horizon": 0}, r"execution_horizon must be 1 to 14 \(the chunk's 16 steps without the delay's 2\)"),

@@ -47,7 +47,7 @@ import torch
 from torch import Tensor
 
 from .configuration import PolicyConfig
-from .sampling import FlowPlan, Joining, Plan, Predict
+from .sampling import FlowPlan, Joining, Plan, Predict, is_whole
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class ChunkInMotion:
         if found:
             return found
         steps, rows, delay = config.max_action_steps, self.actions.shape[1], self.delay
+        if not is_whole(delay) or not is_whole(self.execution_horizon):
+            return [f"delay and execution_horizon are whole numbers of steps, got {delay} and {self.execution_horizon}"]
         if rows > steps:
             found.append(f"actions has {rows} rows, a chunk has {steps} from the newest observation on")
         if not 0 <= delay <= rows:

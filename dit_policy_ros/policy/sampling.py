@@ -99,7 +99,7 @@ class ResolvedSampling:
         found = []
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
             found.append(f"guidance_scale must be at least 0 and finite, got {self.guidance_scale}")
-        if not _is_whole(self.candidates) or self.candidates < 1:
+        if not is_whole(self.candidates) or self.candidates < 1:
             found.append(f"candidates must be a whole number of at least 1, got {self.candidates}")
         if not 0 < self.coherence_decay <= 1:
             found.append(f"coherence_decay must be above 0 and at most 1, got {self.coherence_decay}")
@@ -121,12 +121,13 @@ def _sampler_problems(objective: ObjectiveConfig, sampler: str, steps: int) -> l
     if sampler not in choices:
         name = objective.get_choice_name(type(objective))
         found.append(f"sampler must be one of {', '.join(choices)} (the policy's objective is {name}), got {sampler!r}")
-    if not _is_whole(steps) or not 1 <= steps <= objective.max_denoising_steps:
+    if not is_whole(steps) or not 1 <= steps <= objective.max_denoising_steps:
         found.append(f"denoising_steps must be 1 to {objective.max_denoising_steps}, got {steps}")
     return found
 
 
-def _is_whole(number: object) -> bool:
+def is_whole(number: object) -> bool:
+    """Whether it is an int; True and False are none."""
     return isinstance(number, int) and not isinstance(number, bool)
 
 

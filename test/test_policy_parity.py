@@ -1,32 +1,40 @@
 """The architecture is LeRobot's `multi_task_dit`, number for number: same weights and inputs, same outputs."""
 
+import functools
+import json
+
+import draccus
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.multi_task_dit import modeling_multi_task_dit as theirs
 from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
-from policy_fixtures import INSTRUCTIONS, make_batch, make_stats, randomize
-from transformers import CLIPVisionConfig, CLIPVisionModel
-
-from dit_policy_ros.policy.configuration import (
-    ClipTextConfig,
-    ClipVisionConfig,
-    DiffusionConfig,
-    Feature,
-    FlowMatchingConfig,
-    ObservationEncoderConfig,
-    PolicyConfig,
-    TransformerConfig,
+from lerobot_fixtures import (
+    ACTIONS,
+    HORIZON,
+    make_clip,
+    make_observations,
+    their_actions,
+    their_config,
+    their_policy,
+    their_stats,
 )
+from policy_fixtures import randomize
+from transformers import AutoTokenizer
+
+from dit_policy_ros.policy import interop_config, interop_names
+from dit_policy_ros.policy.configuration import DiffusionConfig, FlowMatchingConfig, TransformerConfig
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.objectives import Diffusion, FlowMatching, masked_mse
-from dit_policy_ros.policy.tiny_clip import make_tiny_clip
 from dit_policy_ros.policy.transformer import DiffusionTransformer
 
-HORIZON, ACTIONS, CONDITIONING = 12, 5, 23
+CONDITIONING = 23
 
 
-def their_config(**changes):
+def parts_config(**changes):
+    """For parts of LeRobot's policy that are compared alone."""
     settings = {
         "input_features": {"observation.state": PolicyFeature(FeatureType.STATE, (7,))},
         "output_features": {"action": PolicyFeature(FeatureType.ACTION, (ACTIONS,))},
@@ -43,7 +51,7 @@ def their_config(**changes):
 @pytest.mark.parametrize(("rope", "learned"), [(True, False), (False, True), (False, False)])
 def test_transformer_predicts_what_lerobots_does(rope, learned):
     theirs_net = theirs.DiffusionTransformer(
-        their_config(use_rope=rope, use_positional_encoding=learned), CONDITIONING
+        parts_config(use_rope=rope, use_positional_encoding=learned), CONDITIONING
     ).eval()
     config = TransformerConfig(hidden_dim=32, num_layers=3, num_heads=4, use_rope=rope, use_positional_encoding=learned)
     ours = DiffusionTransformer(config, ACTIONS, HORIZON, CONDITIONING).eval()
@@ -68,7 +76,7 @@ class Recorder(torch.nn.Module):
 @pytest.mark.parametrize("masked", [True, False])
 def test_diffusion_loss_is_lerobots(prediction, masked):
     batch = {"action": torch.randn(6, HORIZON, ACTIONS), "action_is_pad": torch.rand(6, HORIZON) > 0.6}
-    objective = theirs.DiffusionObjective(their_config(prediction_type=prediction), ACTIONS, HORIZON, masked)
+    objective = theirs.DiffusionObjective(parts_config(prediction_type=prediction), ACTIONS, HORIZON, masked)
     recorder = Recorder()
     torch.manual_seed(5)
     expected = objective.compute_loss(recorder, batch, None)
@@ -85,7 +93,7 @@ def test_diffusion_loss_is_lerobots(prediction, masked):
 @pytest.mark.parametrize("sigma_min", [0.0, 0.05])
 def test_flow_matching_loss_is_lerobots(sigma_min):
     batch = {"action": torch.randn(6, HORIZON, ACTIONS), "action_is_pad": torch.rand(6, HORIZON) > 0.6}
-    config = their_config(objective="flow_matching", sigma_min=sigma_min, timestep_sampling_strategy="uniform")
+    config = parts_config(objective="flow_matching", sigma_min=sigma_min, timestep_sampling_strategy="uniform")
     recorder = Recorder()
     torch.manual_seed(5)
     expected = theirs.FlowMatchingObjective(config, ACTIONS, HORIZON, True).compute_loss(recorder, batch, None)
@@ -99,91 +107,135 @@ def test_flow_matching_loss_is_lerobots(sigma_min):
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    """One folder with a tiny text tower, a tiny ViT and a tokenizer, by a name that LeRobot takes for a CLIP's."""
-    folder = tmp_path_factory.mktemp("clip")
-    make_tiny_clip(folder / "text")
-    torch.manual_seed(1)
-    vision = CLIPVisionConfig(
-        hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+def clip(tmp_path_factory):
+    """One folder with a tiny CLIP, by a name that LeRobot takes for a CLIP's."""
+    return make_clip(tmp_path_factory.mktemp("clip"))
+
+
+POSITIONS = {
+    "rope": {"use_rope": True, "use_positional_encoding": False},
+    "learned": {"use_rope": False, "use_positional_encoding": True},
+    "neither": {"use_rope": False, "use_positional_encoding": False},
+}
+SAMPLERS = {
+    "diffusion": {"ddpm": {"noise_scheduler_type": "DDPM"}, "ddim": {"noise_scheduler_type": "DDIM"}},
+    "flow_matching": {"euler": {"integration_method": "euler"}, "rk4": {"integration_method": "rk4"}},
+}
+
+
+@functools.cache
+def tokenizer_in(folder):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def same_policy(theirs_policy, stats):
+    """Ours with the weights, the configuration and the statistics of LeRobot's."""
+    config = theirs_policy.config
+    weights, dropped = interop_names.from_lerobot(theirs_policy.state_dict())
+    assert not dropped
+    encoder = theirs_policy.observation_encoder
+    towers = [encoder.vision_encoder, *(encoder.vision_encoders or [])]
+    vision = next((tower.model.config.to_dict() for tower in towers if tower is not None), None)
+    mapped = interop_config.from_lerobot(
+        json.loads(json.dumps(draccus.encode(config, PreTrainedConfig))),
+        interop_config.Normalization({kind: mode.value for kind, mode in config.normalization_mapping.items()}, stats),
+        vision,
+        encoder.text_encoder.text_encoder.config.to_dict(),
     )
-    model = CLIPVisionModel(vision)
-    randomize(model, seed=3)
-    model.save_pretrained(folder / "vision")
-    return folder
+    policy = MultitaskDiTPolicy(mapped.config, mapped.stats, tokenizer_in(config.text_encoder_name)).eval()
+    policy.load_state_dict(weights, strict=True)
+    return policy
 
 
-def lerobot_names(weights, separate):
-    """Our tensor names as LeRobot 0.6 with transformers 5.5 has them."""
-    renamed = {}
-    for name, tensor in weights.items():
-        name = name.replace("text_encoder.text_encoder.", "text_encoder.text_encoder.text_model.")
-        name = name.replace(".model.", ".model.vision_model.")
-        if not separate:
-            name = name.replace("vision_encoders.0.", "vision_encoder.")
-        renamed[name] = tensor
-    return renamed
+def our_actions(policy, observations, seed):
+    """A chunk, its noise drawn as LeRobot draws it: (B, steps, A), in units."""
+    torch.manual_seed(seed)
+    return policy.predict_chunk(observations)
 
 
-@pytest.mark.parametrize(("separate", "objective"), [(False, "diffusion"), (True, "flow_matching")])
-def test_whole_policy_acts_as_lerobots(clip_folder, separate, objective):
-    """Two cameras, CLIP vision and text: the conditioning, and the actions from the same noise."""
-    features = {
-        "observation.images.wrist": ("VISUAL", (3, 40, 40)),
-        "observation.images.front": ("VISUAL", (3, 40, 40)),  # not in alphabetical order
-        "observation.state": ("STATE", (7,)),
+# With no camera there is nothing to separate; with one, a separate encoder still has other tensor names.
+CAMERAS = [(0, False), (1, False), (1, True), (3, False), (3, True)]
+
+
+@pytest.mark.parametrize("n_obs_steps", [1, 2, 3])
+@pytest.mark.parametrize(("cameras", "separate"), CAMERAS)
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("objective", SAMPLERS)
+def test_policy_acts_as_lerobots(clip, objective, position, cameras, separate, n_obs_steps):
+    """From a dataset's batch to actions in units, each through its own processors: same weights, same noise.
+
+    The whole grid, nothing thinned out. Actions are of size 1 (deviation 0.5 to 3), as real ones are once they
+    are normalised; fp32 resolves 1e-7 of that.
+    """
+    stats = their_stats(cameras)
+    settings = {
+        "objective": objective,
+        "n_obs_steps": n_obs_steps,
+        "use_separate_rgb_encoder_per_camera": separate,
+        **POSITIONS[position],
     }
-    vision = ClipVisionConfig(
-        resize_shape=None,
-        crop_shape=(32, 32),
-        backbone=str(clip_folder / "vision"),
-        use_separate_encoder_per_camera=separate,
-        image_mean=(0.0, 0.0, 0.0),
-        image_std=(1.0, 1.0, 1.0),
-    )
-    config = PolicyConfig(
-        horizon=HORIZON,
-        n_action_steps=4,
-        input_features={key: Feature(kind, shape) for key, (kind, shape) in features.items()},
-        output_features={"action": Feature("ACTION", (ACTIONS,))},
-        normalization_mapping={"VISUAL": "IDENTITY", "STATE": "IDENTITY", "ACTION": "IDENTITY"},
-        observation_encoder=ObservationEncoderConfig(vision, ClipTextConfig(str(clip_folder / "text"))),
-        transformer=TransformerConfig(hidden_dim=32, num_layers=3, num_heads=4),
-        objective=DiffusionConfig(denoising_steps=100, sampler="ddpm")
-        if objective == "diffusion"
-        else FlowMatchingConfig(denoising_steps=7),
-    )
-    policy = MultitaskDiTPolicy(config, make_stats(config)).eval()
-    randomize(policy.noise_predictor)
-    their_features = {key: PolicyFeature(FeatureType[kind], shape) for key, (kind, shape) in features.items()}
-    other = theirs.MultiTaskDiTPolicy(
-        their_config(
-            input_features=their_features,
-            objective=objective,
-            num_integration_steps=7,
-            use_separate_rgb_encoder_per_camera=separate,
-            image_crop_shape=(32, 32),
-            vision_encoder_name=str(clip_folder / "vision"),
-            text_encoder_name=str(clip_folder / "text"),
-        )
-    ).eval()
-    other.load_state_dict(lerobot_names(policy.state_dict(), separate), strict=True)
+    other = their_policy(their_config(clip, cameras, **settings))
+    observations = make_observations(other.config)
+    processors = make_pre_post_processors(other.config, dataset_stats=stats)
+    for sampler, choice in SAMPLERS[objective].items():
+        config = other.config = their_config(clip, cameras, **settings, **choice)
+        other.objective = type(other.objective)(config, ACTIONS, HORIZON)
+        policy = same_policy(other, stats)
+        assert policy.config.objective.sampler == sampler
+        expected = their_actions(other, processors, observations, seed=9)
+        actual = our_actions(policy, observations, seed=9)
+        assert actual.shape == (2, HORIZON - n_obs_steps + 1, ACTIONS)
+        assert 0.5 < expected.std() < 3
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
-    batch = make_batch(config, size=2)
-    pixels = {key: batch[key].float() / 255 for key in config.cameras}
-    tokens = policy.observation_encoder.text_encoder.tokenizer(INSTRUCTIONS[:2], return_tensors="pt")
-    theirs_batch = {
-        "observation.state": batch["observation.state"],
-        "observation.images": torch.stack([pixels[key] for key in config.cameras], dim=2),
-        "observation.language.tokens": tokens["input_ids"],
-        "observation.language.attention_mask": tokens["attention_mask"],
-    }
-    with torch.no_grad():
-        expected = other.observation_encoder.encode(theirs_batch)
-        conditioning = policy.encode(batch)
-        torch.testing.assert_close(conditioning, expected, atol=1e-5, rtol=0)
-        torch.manual_seed(9)
-        expected = other.objective.conditional_sample(other.noise_predictor, 2, expected)
-        torch.manual_seed(9)
-        actions = policy.sample(conditioning)
-    torch.testing.assert_close(actions, expected, atol=1e-5, rtol=0)
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clip_sample": False, "prediction_type": "sample", "noise_scheduler_type": "DDIM"},
+        {"clip_sample_range": 0.5},
+        {"num_inference_steps": None, "num_train_timesteps": 20},
+        {"image_resize_shape": (36, 48)},
+        {"image_resize_shape": (32, 32), "image_crop_shape": None},
+        {"image_resize_shape": (32, 32), "image_crop_shape": (224, 224)},  # LeRobot does not crop then
+        {"objective": "flow_matching", "sigma_min": 0.05, "num_integration_steps": 7},
+        {"horizon": 13, "n_action_steps": 3},
+        {"normalization_mapping": dict.fromkeys(("VISUAL", "STATE", "ACTION"), NormalizationMode.MEAN_STD)},
+        {"normalization_mapping": dict.fromkeys(("VISUAL", "STATE", "ACTION"), NormalizationMode.IDENTITY)},
+    ],
+    ids=lambda changes: ",".join(changes),
+)
+def test_each_other_choice_of_lerobot_is_a_value_of_our_configuration(clip, changes):
+    stats = their_stats()
+    config = their_config(clip, **changes)
+    other = their_policy(config)
+    observations = make_observations(config)
+    expected = their_actions(other, make_pre_post_processors(config, dataset_stats=stats), observations, seed=9)
+    actual = our_actions(same_policy(other, stats), observations, seed=9)[:, : config.n_action_steps]
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_constant_dimensions_are_what_lerobot_makes_of_them(clip):
+    """State and action dimension 2 never moved: LeRobot's processors give -1 and take it back to the constant."""
+    stats = their_stats()
+    for key in ("observation.state", "action"):
+        stats[key]["min"][2] = stats[key]["max"][2] = 0.25
+    config = their_config(clip)
+    other = their_policy(config)
+    observations = make_observations(config)
+    observations["observation.state"][..., 2] = 0.25
+    expected = their_actions(other, make_pre_post_processors(config, dataset_stats=stats), observations, seed=9)
+    actual = our_actions(same_policy(other, stats), observations, seed=9)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert torch.equal(actual[..., 2], torch.full_like(actual[..., 2], 0.25))
+
+
+def test_padding_of_instructions_does_not_matter(clip):
+    """LeRobot pads each instruction to 77 tokens; here none is padded: CLIP's attention is causal."""
+    config = their_config(clip, cameras=0)
+    other = their_policy(config)
+    observations = make_observations(config, batch=3)
+    observations["task"] = ["push", "push the red block over the line", "x" * 30]
+    expected = their_actions(other, make_pre_post_processors(config, dataset_stats=their_stats(0)), observations, 9)
+    actual = our_actions(same_policy(other, their_stats(0)), observations, seed=9)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)

@@ -24,6 +24,7 @@ from dit_policy_ros.policy.configuration import (
     TransformerConfig,
 )
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
+from dit_policy_ros.policy.realtime import ChunkInMotion
 from dit_policy_ros.policy.sampling import Sampling
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
 
@@ -459,8 +460,9 @@ def test_parts_that_do_not_fit_are_refused(make_policy):
         policy.encode_frame("observation.images.left", batch[wrist][:, 0], text)
     with pytest.raises(ValueError, match="needs `text`"):
         policy.encode_frame(wrist, batch[wrist][:, 0], None)
-    with pytest.raises(ValueError, match=r"the policy takes \('batch', 3, 128, 128\)"):
-        policy.encode_frame(wrist, batch[wrist], text)
+    for images in (batch[wrist], batch[wrist][:, 0, :1]):
+        with pytest.raises(ValueError, match=r"the policy takes \('batch', 3, 128, 128\)$"):
+            policy.encode_frame(wrist, images, text)
 
 
 def test_a_policy_without_words_takes_only_the_instructions_it_was_trained_on(tiny_clip, make_policy):
@@ -629,3 +631,49 @@ def test_pooling_by_words_learns_at_the_full_rate(tiny_clip, make_policy):
     encoder = policy.observation_encoder.vision_encoders[0]
     assert {id(p) for p in encoder.text_pooling.parameters()} <= groups["policy"]
     assert {id(p) for p in encoder.model.parameters() if p.requires_grad} == groups["vision"]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        FlowMatchingConfig(denoising_steps=5, noise_draws=8, timestep_sampling="uniform", timestep_scale=100.0),
+        DiffusionConfig(denoising_steps=5, noise_draws=8, prediction_type="v_prediction"),
+    ],
+)
+def test_training_with_delays_learns_to_go_on_from_what_is_committed(tiny_clip, objective):
+    """The same observation is followed by either of two motions: only the committed steps tell which is in motion."""
+    config = demo_config(
+        tiny_clip,
+        n_obs_steps=2,
+        horizon=8,
+        n_action_steps=4,
+        max_delay=3,
+        action_mode="absolute",
+        input_features=STATE,
+        observation_encoder=encoders(tiny_clip, words=False),
+        transformer=TransformerConfig(hidden_dim=64, num_layers=2, num_heads=4, dropout=0.0),
+        objective=objective,
+    )
+    torch.manual_seed(0)
+    policy = MultitaskDiTPolicy(config, make_stats(config))
+    batch = make_batch(config, 8)
+    batch["observation.state"] = torch.zeros(8, 2, 7)
+    sign = torch.tensor([-1.0, 1.0]).repeat(4).view(8, 1, 1)
+    batch["action"] = policy.action_normalizer.undo(0.5 * sign.expand(8, 8, 7))
+    optimizer = torch.optim.AdamW(policy.parameter_groups(3e-3))
+    policy.train()
+    for _ in range(80):
+        optimizer.zero_grad()
+        policy.loss(batch).backward()
+        optimizer.step()
+
+    def follow(delay):
+        motion = ChunkInMotion(batch["action"][:, 1:], delay, execution_horizon=4, past=batch["action"][:, :1])
+        generator = torch.Generator().manual_seed(0)
+        chunk = policy.predict_chunk(batch, Sampling(joining="prefix"), motion=motion, generator=generator)
+        return policy.action_normalizer(chunk)[:, delay:].mean(dim=(1, 2))
+
+    for delay in (1, 3):
+        torch.testing.assert_close(follow(delay), 0.5 * sign.flatten(), atol=0.15, rtol=0)
+    free = follow(0)  # nothing is committed: either motion, whichever is in motion
+    assert (free.sign() != sign.flatten().sign()).any()

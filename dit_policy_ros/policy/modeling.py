@@ -488,7 +488,8 @@ class MultitaskDiTPolicy(nn.Module):
             return value
         wanted = tuple("batch" if length is None else length for length in shape)
         message = f"{key} has shape {tuple(value.shape)}, the policy takes {wanted}"
-        if key in self.config.input_features and len(value.shape) == len(shape) and not fits[1]:
+        is_window = key in self.config.input_features and len(shape) in (3, 5)  # a single frame has 4
+        if is_window and len(value.shape) == len(shape) and fits == [True, False, *fits[2:]]:
             message += (
                 f": {self.config.n_obs_steps} observation steps, earliest first. Where an episode has only begun, "
                 "repeat its first observation"

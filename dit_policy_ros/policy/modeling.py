@@ -246,11 +246,9 @@ class MultitaskDiTPolicy(nn.Module):
             join = join.repeat(chosen.candidates)
         if join is not None and chosen.joining in ("guided", "guided_cheap"):
             with differentiable():
-                # Tensors made in inference mode cannot be differentiated, copies made outside can.
-                conditioning = conditioning.clone()
-                unconditional = None if unconditional is None else unconditional.clone()
                 network = self.network(plan, conditioning, unconditional, chosen.guidance_scale, chosen.candidates)
                 network = guided(network, plan, join, chosen.max_guidance, cheap=chosen.joining == "guided_cheap")
+                # A tensor made in inference mode cannot be differentiated, its copy made outside can.
                 return plan.run(network, noise.clone(), step_noise)
         prefix = join.prefix if join is not None and chosen.joining == "prefix" else None
         run = self.denoise if denoise is None else denoise

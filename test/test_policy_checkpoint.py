@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -16,7 +17,16 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from dit_policy_ros.policy import checkpoint
 from dit_policy_ros.policy.checkpoint import CheckpointError, load_checkpoint, load_config, save_checkpoint
-from dit_policy_ros.policy.configuration import ClipTextConfig, ClipVisionConfig, ObservationEncoderConfig
+from dit_policy_ros.policy.configuration import (
+    ClipTextConfig,
+    ClipVisionConfig,
+    DinoV3VisionConfig,
+    Feature,
+    NoTextConfig,
+    ObservationEncoderConfig,
+    ResNetConfig,
+    TransformerConfig,
+)
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
 
@@ -132,6 +142,187 @@ def test_loading_needs_no_network_and_no_hub_cache(policy, folder, tmp_path):
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     torch.testing.assert_close(torch.load(folder / "chunk.pt"), predict(policy).clone(), atol=1e-5, rtol=0)
+
+
+IMPORTS = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from dit_policy_ros.policy.checkpoint import load_checkpoint
+load_checkpoint(sys.argv[1])
+print([name for name in ("clip.modeling_clip", "dinov3_vit") if any(name in module for module in sys.modules)])
+"""
+
+
+def test_loading_a_resnet_without_words_imports_no_tower(tmp_path):
+    config = demo_config(
+        "unused", observation_encoder=ObservationEncoderConfig(ResNetConfig(film=False), NoTextConfig())
+    )
+    save_checkpoint(tmp_path / "checkpoint", MultitaskDiTPolicy(config, make_stats(config)), EMBODIMENT, "")
+    command = [sys.executable, "-c", IMPORTS, str(tmp_path / "checkpoint"), str(Path(__file__).parent.parent)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert (run.returncode, run.stdout) == (0, "[]\n"), run.stderr
+
+
+TINY_DINO = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+    "image_size": 32,
+    "num_register_tokens": 2,
+}
+
+
+@pytest.mark.parametrize("kind", ["dinov3", "pooling", "separate", "without cameras", "without words", "dropout"])
+def test_every_kind_of_policy_comes_back(tmp_path, kind):
+    """Every weight and every table that no file holds, bit for bit."""
+    text = ClipTextConfig(str(tmp_path / "tiny_clip"))
+    make_tiny_clip(tmp_path / "tiny_clip")
+    shapes = {"resize_shape": (36, 36), "crop_shape": (32, 32)}
+    vision, changes = ResNetConfig(), {}
+    if kind == "dinov3":
+        vision = DinoV3VisionConfig(**shapes, backbone_config=TINY_DINO)
+    elif kind in ("pooling", "separate"):
+        vision = ClipVisionConfig(
+            **shapes,
+            backbone_config=TINY_VIT,
+            text_pooling=kind == "pooling",
+            text_pooling_heads=2,
+            use_separate_encoder_per_camera=kind == "separate",
+        )
+    elif kind == "without cameras":
+        changes["input_features"] = {"observation.state": Feature("STATE", (7,))}
+    elif kind == "without words":
+        vision, text = ResNetConfig(film=False), NoTextConfig()
+    else:
+        changes["instruction_dropout"] = 0.1
+    config = demo_config("unused", observation_encoder=ObservationEncoderConfig(vision, text), **changes)
+    policy = MultitaskDiTPolicy(config, make_stats(config)).eval()
+    randomize(policy.noise_predictor)
+    save_checkpoint(tmp_path / "checkpoint", policy, EMBODIMENT, "")
+    shutil.rmtree(tmp_path / "tiny_clip")
+    assert (tmp_path / "checkpoint" / "tokenizer").exists() == (kind != "without words")
+
+    loaded = load_checkpoint(tmp_path / "checkpoint")
+    for find in ("named_parameters", "named_buffers"):
+        before, after = dict(getattr(policy, find)()), dict(getattr(loaded, find)())
+        assert after.keys() == before.keys()
+        for name, tensor in before.items():
+            assert torch.equal(after[name], tensor), name
+            assert (after[name].device, after[name].dtype) == (tensor.device, tensor.dtype), name
+            assert after[name].requires_grad == tensor.requires_grad, name
+    assert torch.equal(predict(loaded), predict(policy))
+
+
+def test_a_loaded_policy_is_its_own_and_trains(folder):
+    """Weights are not mapped from the file, whose later fate is nothing to the policy, and may be written to."""
+    loaded = load_checkpoint(folder)
+    before = predict(loaded)
+    path = folder / "model.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))
+    assert torch.equal(predict(loaded), before)
+    loaded.train().loss(make_batch(loaded.config)).backward()
+    torch.optim.SGD([p for p in loaded.parameters() if p.requires_grad], lr=1.0).step()
+    assert not torch.equal(predict(loaded.eval()), before)
+
+
+def test_no_weight_is_allocated_twice(tmp_path):
+    """Peak memory of loading beyond what was used before it, in a fresh process: at most 1.3 times the weights."""
+    config = demo_config(
+        "unused",
+        observation_encoder=ObservationEncoderConfig(ResNetConfig(film=False), NoTextConfig()),
+        transformer=TransformerConfig(hidden_dim=512, num_layers=6, num_heads=8),
+    )
+    save_checkpoint(tmp_path / "checkpoint", MultitaskDiTPolicy(config, make_stats(config)), EMBODIMENT, "")
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "checkpoint"), str(Path(__file__).parent.parent)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    weights, peak = (int(number) for number in run.stdout.split())
+    assert weights > 100e6
+    assert peak < 1.3 * weights
+
+
+PEAK = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from pathlib import Path
+from dit_policy_ros.policy.checkpoint import load_checkpoint
+def memory(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+before = memory("VmRSS")
+policy = load_checkpoint(sys.argv[1])
+print(sum(tensor.nbytes for tensor in policy.state_dict().values()), memory("VmHWM") - before)
+"""
+
+
+class Trap:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("write", ["torch", "torch, old format", "pickle"])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pickle_is_refused_and_never_read(folder, tmp_path, write, name):
+    trap = {"weights": Trap(tmp_path / "sprung")}
+    (folder / "model.safetensors").unlink()
+    if write == "pickle":
+        (folder / name).write_bytes(pickle.dumps(trap))
+    else:
+        torch.save(trap, folder / name, _use_new_zipfile_serialization=write == "torch")
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} (is|may be) a pickle, which can run any code"):
+        load_checkpoint(folder)
+    assert not (tmp_path / "sprung").exists()
+    if write == "pickle":  # the trap does work
+        pickle.loads((folder / name).read_bytes())
+    else:
+        torch.load(folder / name, weights_only=False)
+    assert (tmp_path / "sprung").exists()
+
+
+def test_a_header_that_begins_like_a_pickle_is_none(tmp_path):
+    """A header of 640 bytes begins with 0x80 0x02, as does a pickle of protocol 2."""
+    save_file({"x" * 581: torch.zeros(1)}, tmp_path / "model.safetensors")
+    start = (tmp_path / "model.safetensors").read_bytes()[:2]
+    assert start == b"\x80\x02"
+    checkpoint.refuse_pickle(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("banana", "device 'banana'.*this machine has cpu"),
+        ("cuda:99", "device 'cuda:99'.*this machine has cpu"),
+        ("meta", "device 'meta'"),
+    ],
+)
+def test_a_device_that_does_not_exist_is_named(folder, device, message):
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder, device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_without_cuda_is_named(folder):
+    with pytest.raises(CheckpointError, match=r"device 'cuda'.*this machine has cpu"):
+        load_checkpoint(folder, "cuda")
+
+
+def test_the_weights_of_another_policy_are_refused(folder, tmp_path):
+    config = demo_config(
+        "unused", observation_encoder=ObservationEncoderConfig(ResNetConfig(film=False), NoTextConfig())
+    )
+    save_checkpoint(tmp_path / "other", MultitaskDiTPolicy(config, make_stats(config)), EMBODIMENT, "")
+    shutil.copyfile(tmp_path / "other" / "model.safetensors", folder / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(folder)
+    assert "missing: observation_encoder.text_encoder" in str(caught.value)
+    assert "noise_predictor.transformer_blocks.0.adaLN_modulation.1.weight: float32" in str(caught.value)
 
 
 def edit_weights(folder, change):

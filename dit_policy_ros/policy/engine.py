@@ -70,6 +70,8 @@ class PolicyEngine:
     the timestep embedding and the sampler's state stay fp32. `compile` puts the transformer through torch.compile
     (minutes at first use). `cuda_graphs` (CUDA only) replays the denoising loop and a frame's ViT as one graph each.
 
+    `fast` is the policy with the fast paths, for one thread and without the lock.
+
     Call `verify` once before relying on it: until then every path that could be built is in use unchecked.
     """
 
@@ -86,7 +88,7 @@ class PolicyEngine:
         self.precision = precision
         self._lock = RLock()
         self._paths = FastPaths(policy, _DTYPES[precision], compile, cuda_graphs)
-        self._fast = FastPolicy(policy, self._paths)
+        self.fast = FastPolicy(policy, self._paths)
 
     @property
     def paths_in_use(self) -> frozenset[str]:
@@ -114,8 +116,8 @@ class PolicyEngine:
         with self._lock:
             text = None
             if self.policy.text_modulates_vision:
-                text = self._fast.text_features(tasks, without_instruction)
-            return self._fast.encode_frame(camera_key, images, text)
+                text = self.fast.text_features(tasks, without_instruction)
+            return self.fast.encode_frame(camera_key, images, text)
 
     def predict_chunk(
         self,
@@ -131,7 +133,7 @@ class PolicyEngine:
         so runs the plain transformer.
         """
         with self._lock, torch.inference_mode():
-            return self._fast.predict_chunk(batch, sampling, noise, generator, motion)
+            return self.fast.predict_chunk(batch, sampling, noise, generator, motion)
 
     def predict_chunk_from(
         self,

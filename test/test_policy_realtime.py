@@ -76,7 +76,7 @@ def gaussian_network(plan, covariance):
     def predict(x, call):
         level = plan.levels[call]
         if level.noise == 0:
-            return torch.zeros_like(x)  # at t = 1, which only the last stage of heun and rk4 visits
+            return torch.zeros_like(x)  # at t = 1, which only the last stage of rk4 visits
         gain = level.signal * covariance @ torch.linalg.inv(level.signal**2 * covariance + level.noise**2 * identity)
         clean = torch.einsum("ij,bja->bia", gain, x)
         return (

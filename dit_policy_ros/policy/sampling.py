@@ -10,7 +10,7 @@ A plan is a sampler with its number of steps, all its coefficients worked out wh
 | | `ddim` | 1 | arXiv 2010.02502, eq. 12 with sigma = 0 |
 | | `dpm_solver++` | 1 | arXiv 2211.01095, algorithm 2 (2M), the last step of first order |
 | flow matching | `euler` | 1 | |
-| | `heun` | 2 | explicit trapezoid |
+| | `heun` | 2, in the last 1 | explicit trapezoid, the last step by Euler's method, as in diffusers |
 | | `rk4` | 4 | the classical Runge-Kutta method |
 """
 
@@ -37,7 +37,7 @@ Joining = Literal["guided", "guided_cheap", "prefix"]
 class Sampling:
     """How a chunk is sampled; None: as the policy's configuration says.
 
-    `denoising_steps` are steps of the sampler: `heun` calls the network twice in each, `rk4` four times.
+    `denoising_steps` are steps of the sampler: `heun` calls the network twice in each but the last, `rk4` four times.
     `guidance_scale` s is that of classifier-free guidance: prediction without the instruction + s * (with - without).
     `candidates` chunks are sampled in one batch and the best is kept (candidates.py); how much a step's distance from
     the chunk in motion counts falls by `coherence_decay` a step.
@@ -405,41 +405,51 @@ class Tableau:
     weights: tuple[float, ...]
 
 
-TABLEAUS = {
-    "euler": Tableau((0.0,), (1.0,)),
-    "heun": Tableau((0.0, 1.0), (1 / 2, 1 / 2)),
-    "rk4": Tableau((0.0, 1 / 2, 1 / 2, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
-}
+EULER = Tableau((0.0,), (1.0,))
+HEUN = Tableau((0.0, 1.0), (1 / 2, 1 / 2))
+RK4 = Tableau((0.0, 1 / 2, 1 / 2, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+
+
+def tableaus(sampler: str, steps: int) -> tuple[Tableau, ...]:
+    """The method of each step.
+
+    Heun's last step is Euler's: its second stage would ask the network at t = 1, where it is not trained and its
+    velocity says little. RK4 does ask there, as LeRobot's: with few steps its last stage spoils the chunk.
+    """
+    if sampler == "heun":
+        return (HEUN,) * (steps - 1) + (EULER,)
+    return ({"euler": EULER, "rk4": RK4}[sampler],) * steps
 
 
 @dataclass(frozen=True, eq=False)
 class FlowPlan(Plan):
     """The velocity integrated from noise at t = 0 to actions at t = 1 in equal steps."""
 
-    tableau: Tableau
+    tableaus: tuple[Tableau, ...]
 
     def _loop(self, predict: Predict, x: Tensor, step_noise: Tensor | None) -> Tensor:
-        stages = len(self.tableau.times)
-        for i in range(self.steps):
+        call = 0
+        for tableau in self.tableaus:
             velocities: list[Tensor] = []
-            for stage, time in enumerate(self.tableau.times):
-                at = torch.add(x, velocities[-1], alpha=time / self.steps) if stage else x
-                velocities.append(predict(at, i * stages + stage))
-            weights = (weight / self.steps for weight in self.tableau.weights)
+            for time in tableau.times:
+                at = torch.add(x, velocities[-1], alpha=time / self.steps) if velocities else x
+                velocities.append(predict(at, call))
+                call += 1
+            weights = (weight / self.steps for weight in tableau.weights)
             x = _combination((1.0, x), *zip(weights, velocities, strict=True))
         return x
 
 
 def _flow_plan(objective: FlowMatching, sampler: str, steps: int, device: torch.device) -> FlowPlan:
-    tableau = TABLEAUS[sampler]
-    times = [(i + time) / steps for i in range(steps) for time in tableau.times]
+    methods = tableaus(sampler, steps)
+    times = [(i + time) / steps for i, method in enumerate(methods) for time in method.times]
     return FlowPlan(
         sampler,
         steps,
         timesteps=objective.embedding_timestep(torch.tensor(times, dtype=torch.float32, device=device)),
         clean_timestep=objective.clean_timestep,
         levels=tuple(Level(signal=t, noise=1 - t, of_x=1.0, of_out=1 - t) for t in times),
-        tableau=tableau,
+        tableaus=methods,
     )
 
 

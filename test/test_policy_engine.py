@@ -324,3 +324,19 @@ def test_the_paths_of_a_checkpoint_hold(clip_folder: str) -> None:
     batch = make_batch(policy.config, 1)
     for precision in ("fp32", "bf16"):
         assert report_of(PolicyEngine(policy, precision).verify(batch), "transformer").used
+
+
+def test_a_capture_that_fails_while_it_runs_ends_the_graphs_not_the_chunk(
+    clip_folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without CUDA every capture fails, which is what this needs."""
+    policy = make_policy(clip_folder)
+    engine = PolicyEngine(policy)
+    engine.fast.paths.in_use.add("cuda_graph")
+    batch = make_batch(policy.config, 1)
+    if torch.cuda.is_available():
+        pytest.skip("on this machine a capture works")
+    got = engine.predict_chunk(batch, generator=seeded())
+    assert largest_share(policy, got, policy.predict_chunk(batch, generator=seeded())) < TOLERANCES["fp32"]
+    assert engine.paths_in_use == {"vision", "transformer"}
+    assert "cuda_graph is not in use any more" in caplog.text

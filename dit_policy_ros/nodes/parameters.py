@@ -90,7 +90,7 @@ DECLARATIONS: tuple[Declaration, ...] = (
         "compile",
         False,
         "Put the transformer through torch.compile at configure, which takes a minute. Meant for GPUs: on a CPU the "
-        "engine is as fast without.",
+        "engine is faster without.",
         read_only=True,
     ),
     Declaration(

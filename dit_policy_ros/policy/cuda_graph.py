@@ -36,7 +36,8 @@ class GraphedFunction:
                     function(*self._inputs)
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # Another thread may go on using the device meanwhile.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._output = function(*self._inputs)
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:

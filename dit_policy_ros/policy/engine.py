@@ -196,6 +196,7 @@ class PolicyEngine:
         if name == COMPILE and TRANSFORMER not in in_use:
             return PathReport(name, False, None, None, tolerance, "it compiles the fast transformer, not in use", True)
         in_use.add(name)
+        self._paths.verifying = True
         started = time.perf_counter()
         try:
             actions = self._chunk(batch, sampling)
@@ -204,6 +205,8 @@ class PolicyEngine:
             self._paths.graphs.clear()
             why = f"it failed with {type(error).__name__}: {error}"
             return PathReport(name, False, None, None, tolerance, why, failed=True)
+        finally:
+            self._paths.verifying = False
         seconds = time.perf_counter() - started
         difference = float((actions - reference).abs().max())
         share = self._share(actions - reference)

@@ -4,8 +4,9 @@ Only three places differ from MultitaskDiTPolicy: how a picture becomes a featur
 denoising loop, and that features computed earlier may stand in a batch for the pictures.
 """
 
+import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration import ENVIRONMENT_STATE, STATE
-from .cuda_graph import GraphCache
+from .cuda_graph import Function, GraphCache
 from .encoders import ObservationEncoder
 from .fast_transformer import FastTransformer
 from .fast_vision import FastViT, Unsupported
@@ -22,13 +23,18 @@ from .sampling import Plan, Predict, guide
 from .text import TextCache
 from .vision import ClipVision, ViT
 
+logger = logging.getLogger(__name__)
+
 FRAMES = "frame_features"
 """In a batch, in place of the pictures: {camera key: (B, n_obs, image_dim)}, as `encode_frame` gives them."""
 FRAMES_WITHOUT_INSTRUCTION = "frame_features_without_instruction"
 """The same for guidance by the instruction, needed where the words modulate vision."""
 
 TABLES = 8
-"""How many plans' timestep tables are kept: 7 MB for a plan of 100 calls at the default size."""
+"""How many plans' timestep tables are kept: 7 MB for a plan of 100 calls at the default size.
+
+Not fewer than the graphs kept: a graph reads its plan's table, and both are forgotten in order of their last use.
+"""
 
 VISION, TRANSFORMER, COMPILE, CUDA_GRAPH = "vision", "transformer", "compile", "cuda_graph"
 
@@ -36,14 +42,15 @@ VISION, TRANSFORMER, COMPILE, CUDA_GRAPH = "vision", "transformer", "compile", "
 class FastPaths:
     """The fast forms of one policy's parts, and which of them are in use.
 
-    `why_not` says of each path that could not be built what prevented it; `broken` are those for which that is a defect.
+    While `verifying`, a path that fails raises. `why_not` says of each path that could not be built what prevented it;
+    `broken` are those for which that is a defect.
     """
 
     def __init__(self, policy: MultitaskDiTPolicy, dtype: torch.dtype, compile: bool, cuda_graphs: bool):
         self.vits: list[FastViT] = []
         self.transformer: FastTransformer | None = None
         self.compiled: Callable[[Tensor, Tensor], Tensor] | None = None
-        self.graphs = GraphCache()
+        self.graphs = GraphCache(size=TABLES)
         self.available: list[str] = []
         self.why_not: dict[str, str] = {}
         self.broken: set[str] = set()
@@ -55,6 +62,7 @@ class FastPaths:
         if cuda_graphs and policy.device.type == "cuda":
             self.available.append(CUDA_GRAPH)
         self.in_use = set(self.available)
+        self.verifying = False
 
     @property
     def bytes(self) -> int:
@@ -72,6 +80,18 @@ class FastPaths:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(key)
         return self._tables[key]
+
+    def graphed(self, key: Hashable, function: Function, *inputs: Tensor | None) -> Tensor:
+        """function(*inputs) by one graph replay; where the capture fails, without graphs from then on."""
+        try:
+            return self.graphs.call(key, function, *inputs)
+        except Exception as error:  # if it is the function's own, the function says so below
+            if self.verifying:
+                raise
+            logger.warning("fast path %s is not in use any more, its capture failed: %s", CUDA_GRAPH, error)
+            self.in_use.discard(CUDA_GRAPH)
+            self.graphs.clear()
+            return function(*inputs)
 
     def _build(self, name: str, make: Callable[[], None]) -> None:
         try:
@@ -189,14 +209,16 @@ class FastPolicy(MultitaskDiTPolicy):
         if not {CUDA_GRAPH, TRANSFORMER} <= in_use or not torch.is_inference_mode_enabled():
             return super().denoise(plan, x, step_noise, prefix, conditioning, unconditional, guidance_scale)
         self.paths.table(plan)  # made outside the graph
+        plain = partial(super().denoise, plan)
 
-        def loop(x: Tensor, part: Tensor, step_noise: Tensor | None, prefix: Tensor | None) -> Tensor:
-            known = 0 if prefix is None else prefix.shape[1]
-            return plan.run(self._fast_network(plan, part, guidance_scale, known), x, step_noise, prefix)
+        def loop(
+            x: Tensor, step_noise: Tensor | None, prefix: Tensor | None, with_it: Tensor, without: Tensor | None
+        ) -> Tensor:
+            return plain(x, step_noise, prefix, with_it, without, guidance_scale)
 
-        part = self._conditioning_part(conditioning, unconditional, len(x) // len(conditioning))
+        inputs = (x, step_noise, prefix, conditioning, unconditional)
         key = ("denoise", plan.sampler, plan.steps, guidance_scale, COMPILE in in_use)
-        return self.paths.graphs.call(key, loop, x, part, step_noise, prefix)
+        return self.paths.graphed(key, loop, *inputs)
 
     def _conditioning_part(self, conditioning: Tensor, unconditional: Tensor | None, candidates: int) -> Tensor:
         """The conditioning's part of adaLN, (layers, rows, 6 * hidden); a single row serves all candidates."""
@@ -246,7 +268,7 @@ class _FastEncoder(ObservationEncoder):
         index = camera if len(self.vision_encoders) > 1 else 0
         pixels = self.preprocessors[camera](images).flatten(0, 1)
         if CUDA_GRAPH in paths.in_use:
-            tokens = paths.graphs.call((VISION, index), partial(_call, paths.vits[index]), pixels)
+            tokens = paths.graphed((VISION, index), paths.vits[index], pixels)
         else:
             tokens = paths.vits[index](pixels)
         vision = self.vision_encoders[index]
@@ -257,7 +279,3 @@ class _FastEncoder(ObservationEncoder):
             words = text.repeat_interleave(images.shape[1], dim=0)
             feature = torch.cat([feature, pooling(tokens[:, 1:], words)], dim=-1)
         return feature.view(*images.shape[:2], -1)
-
-
-def _call(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return function(x)

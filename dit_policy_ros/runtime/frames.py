@@ -19,7 +19,7 @@ class _Entry:
 
 
 class FrameFeatures:
-    """Encodes frames with an engine and keeps the features used last.
+    """Encodes frames with an engine and keeps the features used last; for one thread.
 
     A feature is known by camera, stamp and, where the words modulate vision, the instruction. As a stamp may come again
     with another picture (a bag looped, a simulator reset), a kept feature counts only for the very same pixels.

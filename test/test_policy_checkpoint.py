@@ -215,19 +215,39 @@ def test_every_kind_of_policy_comes_back(tmp_path, kind):
     assert torch.equal(predict(loaded), predict(policy))
 
 
-def test_a_loaded_policy_is_its_own_and_trains(folder):
-    """Weights are not mapped from the file, whose later fate is nothing to the policy, and may be written to."""
+def test_a_mapped_policy_trains_and_leaves_its_file_alone(folder):
     loaded = load_checkpoint(folder)
-    before = predict(loaded)
-    path = folder / "model.safetensors"
-    path.write_bytes(bytes(path.stat().st_size))
-    assert torch.equal(predict(loaded), before)
+    before, weights = predict(loaded), (folder / "model.safetensors").read_bytes()
     loaded.train().loss(make_batch(loaded.config)).backward()
     torch.optim.SGD([p for p in loaded.parameters() if p.requires_grad], lr=1.0).step()
     assert not torch.equal(predict(loaded.eval()), before)
+    assert (folder / "model.safetensors").read_bytes() == weights
 
 
-def test_no_weight_is_allocated_twice(tmp_path):
+def test_a_policy_that_is_not_mapped_outlives_its_file(policy, folder):
+    loaded = load_checkpoint(folder, mapped=False)
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:  # in place, as cp does
+        file.truncate(0)
+    assert torch.equal(predict(loaded), predict(policy))
+
+
+def test_the_file_is_one_of_safetensors_and_fit_to_be_mapped(policy, folder):
+    found = load_file(folder / "model.safetensors")
+    expected = policy.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    loaded = load_checkpoint(folder)
+    assert {parameter.data_ptr() % 64 for parameter in loaded.parameters()} == {0}
+
+
+def test_a_file_that_is_not_aligned_gives_the_same_actions(policy, folder):
+    edit_weights(folder, lambda weights: None)  # as safetensors itself writes it
+    assert torch.equal(predict(load_checkpoint(folder)), predict(policy))
+
+
+@pytest.mark.parametrize("mapped", ["mapped", ""])
+def test_no_weight_is_allocated_twice(tmp_path, mapped):
     """Peak memory of loading beyond what was used before it, in a fresh process: at most 1.3 times the weights."""
     config = demo_config(
         "unused",
@@ -235,7 +255,7 @@ def test_no_weight_is_allocated_twice(tmp_path):
         transformer=TransformerConfig(hidden_dim=512, num_layers=6, num_heads=8),
     )
     save_checkpoint(tmp_path / "checkpoint", MultitaskDiTPolicy(config, make_stats(config)), EMBODIMENT, "")
-    command = [sys.executable, "-c", PEAK, str(tmp_path / "checkpoint"), str(Path(__file__).parent.parent)]
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "checkpoint"), mapped, str(Path(__file__).parent.parent)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     weights, peak = (int(number) for number in run.stdout.split())
@@ -245,14 +265,14 @@ def test_no_weight_is_allocated_twice(tmp_path):
 
 PEAK = """
 import sys
-sys.path[:0] = sys.argv[2:]
+sys.path[:0] = sys.argv[3:]
 from pathlib import Path
 from dit_policy_ros.policy.checkpoint import load_checkpoint
 def memory(name):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 before = memory("VmRSS")
-policy = load_checkpoint(sys.argv[1])
+policy = load_checkpoint(sys.argv[1], mapped=bool(sys.argv[2]))
 print(sum(tensor.nbytes for tensor in policy.state_dict().values()), memory("VmHWM") - before)
 """
 

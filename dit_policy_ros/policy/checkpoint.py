@@ -8,7 +8,7 @@ embodiment.yaml       the robot it was trained on
 model_card.md         for the reader
 
 Loading allocates no weight twice. The policy is built without weights (on torch's meta device), the file's
-header is compared with it, and only then are the tensors read, straight to the device, and put in their places.
+header is compared with it, and only then are the tensors taken, straight to the device, and put in their places.
 """
 
 import copy
@@ -22,7 +22,6 @@ from typing import Any
 import draccus
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .configuration import ClipTextConfig, PolicyConfig, ViTConfig
@@ -54,7 +53,7 @@ def save_checkpoint(folder: str | Path, policy: MultitaskDiTPolicy, embodiment_y
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
         partial.chmod(0o755)  # mkdtemp's folders are private
-        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+        _save_aligned(weights, partial / WEIGHTS)
         (partial / WEIGHTS).chmod(0o644)
         _write_json(partial / CONFIG, {"format_version": FORMAT_VERSION} | draccus.encode(_self_contained(policy)))
         if isinstance(policy.config.observation_encoder.text, ClipTextConfig):
@@ -67,8 +66,33 @@ def save_checkpoint(folder: str | Path, policy: MultitaskDiTPolicy, embodiment_y
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> MultitaskDiTPolicy:
+def _save_aligned(weights: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file that can be used where it is mapped: every tensor whose size allows it begins aligned.
+
+    The format puts tensors one after the other without gaps, in any order: those of odd sizes come last.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    names = sorted(weights, key=lambda name: (weights[name].nbytes % ALIGNMENT > 0, name))
+    end = 0
+    for name in names:
+        start, end = end, end + weights[name].nbytes
+        kind = _DTYPE_NAMES[str(weights[name].dtype).removeprefix("torch.")]
+        header[name] = {"dtype": kind, "shape": list(weights[name].shape), "data_offsets": [start, end]}
+    content = json.dumps(header, separators=(",", ":")).encode()
+    content += b" " * (-(8 + len(content)) % ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(content).to_bytes(8, "little"))
+        file.write(content)
+        for name in names:
+            file.write(weights[name].flatten().view(torch.uint8).numpy().data)
+
+
+def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", mapped: bool = True) -> MultitaskDiTPolicy:
     """The policy in evaluation mode on a device.
+
+    On the CPU the weights stay mapped from the file (copied where they are written to), which takes a tenth of
+    the time; a process that must outlive somebody's overwriting the file in place says mapped=False and gets a
+    copy. (`save_checkpoint` writes a new file, and may run meanwhile.)
 
     Asks no network and no hub cache, and never unpickles. Raises CheckpointError, naming everything that is
     wrong with the weights at once.
@@ -81,7 +105,9 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> M
             policy = MultitaskDiTPolicy(config, stats, _tokenizer_of(folder, config))
     except ValueError as error:
         raise CheckpointError(f"checkpoint {folder}: {error}") from error
-    policy.load_state_dict(_load_weights(folder / WEIGHTS, policy.state_dict(), target), strict=True, assign=True)
+    policy.load_state_dict(
+        _load_weights(folder / WEIGHTS, policy.state_dict(), target, mapped), strict=True, assign=True
+    )
     policy.reset_buffers(target)  # tables that no file holds
     return policy.eval()
 
@@ -189,16 +215,20 @@ def load_tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"{folder} holds no tokenizer that transformers can read: {error}") from error
 
 
-def _load_weights(path: Path, expected: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def _load_weights(path: Path, expected: dict[str, Tensor], device: torch.device, mapped: bool) -> dict[str, Tensor]:
     """The tensors of a file that must hold exactly the expected ones: names, shapes, types, finite."""
     refuse_pickle(path)
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:  # checks lengths and offsets
             problems = _header_problems(file, expected)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if device.type == "cpu" and not problems:
-                found = _read_to_memory(path, expected)
-            else:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                odd = {name for name, tensor in found.items() if tensor.data_ptr() % ALIGNMENT}
+                # A product's last bits depend on the alignment of its operands.
+                if mapped and 10 * sum(found[name].nbytes for name in odd) < path.stat().st_size:
+                    found |= {name: found[name].clone() for name in odd}
+                else:
+                    found = _read_to_memory(path, expected)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): the file is damaged, copy it again") from error
     if bad := [name for name in sorted(found) if not is_finite(found[name])]:
@@ -214,9 +244,8 @@ def _load_weights(path: Path, expected: dict[str, Tensor], device: torch.device)
 def _read_to_memory(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a safetensors file whose header was found to be right, read into one block of memory.
 
-    safetensors itself would leave them mapped from the file at odd addresses: a product's last bits depend on
-    the alignment, and a policy must not depend on a file that somebody may overwrite while it runs. The block
-    is of huge pages where the system has them, because filling memory by small pages takes three times as long.
+    The block is of huge pages where the system has them, because filling memory by small pages takes three
+    times as long.
     """
     with path.open("rb", buffering=0) as file:
         length = int.from_bytes(file.read(8), "little")
@@ -277,6 +306,9 @@ _DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+
+
+_DTYPE_NAMES = {name: kind for kind, name in _DTYPES.items()}
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -56,21 +56,23 @@ def test_without_cuda_the_gpus_benchmark_says_so(capsys) -> None:
     assert "needs a CUDA device" in capsys.readouterr().out
 
 
-def test_both_sides_have_the_same_weights(tmp_path: Path) -> None:
-    pair = bench_policy.make_pair(TINY, tmp_path)
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> bench_policy.Pair:
+    return bench_policy.make_pair(TINY, tmp_path_factory.mktemp("pair"))
+
+
+def test_both_sides_have_the_same_weights(pair: bench_policy.Pair) -> None:
     batch = bench_policy.make_batch(TINY)
     noise = torch.randn(1, 32, bench_policy.JOINTS)
     with torch.inference_mode():
         expected = bench_policy.their_normalised(pair, bench_policy.their_batch(pair, batch), noise)
         torch.testing.assert_close(pair.ours.predict_chunk(batch, noise=noise), expected, atol=1e-5, rtol=0)
     assert expected.std() > 0.1
-    loaded = bench_policy.load("native", pair.native)
-    assert loaded["seconds"] > 0
+    assert bench_policy.load("native", pair.native)["seconds"] > 0
 
 
-def test_growth_covers_every_value(tmp_path: Path) -> None:
-    pair = bench_policy.make_pair(TINY, tmp_path)
+def test_growth_has_each_subject(pair: bench_policy.Pair) -> None:
     engines = {"fp32": bench_policy.PolicyEngine(pair.ours)}
     with torch.inference_mode():
         assert set(bench_policy.frame_seconds(pair, engines, TINY)) == {"LeRobot", "fp32"}
-    assert set(bench_policy.sampling_seconds(pair, TINY, cameras=3)) == {"LeRobot", "fp32", "bf16"}
+        assert set(bench_policy.sampling_seconds(pair, TINY, cameras=3)) == {"LeRobot", "fp32", "bf16"}

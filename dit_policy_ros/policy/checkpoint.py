@@ -56,8 +56,8 @@ def save_checkpoint(folder: str | Path, policy: MultitaskDiTPolicy, embodiment_y
         _save_aligned(weights, partial / WEIGHTS)
         (partial / WEIGHTS).chmod(0o644)
         _write_json(partial / CONFIG, {"format_version": FORMAT_VERSION} | draccus.encode(_self_contained(policy)))
-        if isinstance(policy.config.observation_encoder.text, ClipTextConfig):
-            policy.observation_encoder.text_encoder.tokenizer.save_pretrained(partial / TOKENIZER)
+        if (text_encoder := policy.observation_encoder.text_encoder) is not None:
+            text_encoder.tokenizer.save_pretrained(partial / TOKENIZER)
         _write_json(partial / STATS, policy.stats)
         (partial / EMBODIMENT).write_text(embodiment_yaml, encoding="utf-8")
         (partial / MODEL_CARD).write_text(model_card, encoding="utf-8")
@@ -154,7 +154,7 @@ def _self_contained(policy: MultitaskDiTPolicy) -> PolicyConfig:
     """The configuration with the encoders' architectures in it, so that loading asks no hub."""
     config = copy.deepcopy(policy.config)
     encoder, described = policy.observation_encoder, config.observation_encoder
-    if isinstance(described.text, ClipTextConfig):
+    if isinstance(described.text, ClipTextConfig) and encoder.text_encoder is not None:
         described.text.model_config = _architecture(encoder.text_encoder.text_encoder)
     if isinstance(described.vision, ViTConfig) and encoder.cameras:
         described.vision.backbone_config = _architecture(encoder.vision_encoders[0].model)

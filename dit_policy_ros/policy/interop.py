@@ -100,7 +100,7 @@ def to_native(source: str | Path, target: str | Path, options: Options | None = 
     mapped, tokenizer = _describe(folder, their_config, ours, options, notes)
     mapped.notes[:0] = notes
     policy = _policy_of(mapped, ours, tokenizer)
-    if not mapped.config.observation_encoder.vision.use_post_layernorm and mapped.config.cameras:  # type: ignore[attr-defined]
+    if not mapped.config.observation_encoder.vision.use_post_layernorm and mapped.config.cameras:
         mapped.notes.append(
             "the vision tower's post_layernorm is kept but not applied: LeRobot reads the CLS before it"
         )

@@ -317,8 +317,8 @@ def _not_in_lerobot(config: PolicyConfig) -> list[str]:
         found += _vision_not_in_lerobot(config, vision)
     if isinstance(objective, FlowMatchingConfig) and objective.timestep_scale != 1:
         found.append(f"objective.timestep_scale {objective.timestep_scale}: it embeds t as it is")
-    if objective.sampler not in ("ddpm", "ddim", "euler", "rk4"):  # type: ignore[attr-defined]
-        found.append(f"objective.sampler {objective.sampler}: export with --sampler ddim (ddpm) or euler (rk4)")  # type: ignore[attr-defined]
+    if objective.sampler not in ("ddpm", "ddim", "euler", "rk4"):
+        found.append(f"objective.sampler {objective.sampler}: export with --sampler ddim (ddpm) or euler (rk4)")
     if isinstance(objective, DiffusionConfig):
         found += _diffusion_not_in_lerobot(objective)
     return found

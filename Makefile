@@ -1,7 +1,7 @@
 # Every target sets the project up first; once that is done it takes a second.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train bench-demo test lint
+.PHONY: help setup demo demo-train bench-demo bench-samplers bench-policy bench-gpu test lint
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -17,6 +17,15 @@ demo-train: setup ## make the demo's checkpoint: expert, bags, dataset, training
 
 bench-demo: setup ## three training seeds of the demo, 20 unseen scenes and two controls each (after demo-train; an hour)
 	@tools/run.sh python test/bench_demo.py
+
+bench-samplers: setup ## each sampler's cost and error on the demo's policies (after demo-train; --plot by ARGS)
+	@tools/run.sh python test/bench_samplers.py $(ARGS)
+
+bench-policy: setup ## the engine against LeRobot's multi_task_dit on the CPU (ARGS=--quick: a trial; ten minutes without)
+	@tools/run.sh python test/bench_policy.py $(ARGS)
+
+bench-gpu: setup ## the same on CUDA, with graphs and without (where a GPU is at hand)
+	@tools/run.sh python test/bench_gpu.py $(ARGS)
 
 test: setup ## run the tests (ARGS=... are passed to pytest)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} tools/run.sh python -m pytest $(ARGS)

@@ -4,8 +4,8 @@ By the time a chunk arrives, the robot has executed `delay` more steps of the ch
 committed: the new chunk must contain them, and go on from them. Three ways:
 
 - "guided": each estimate of the clean chunk is pulled towards the chunk in motion Y, fully on the committed steps and
-  ever less on the steps after them (`overlap_weights`). Works with any policy (arXiv 2506.07339); costs a backward
-  pass through the network in each call, about two more calls' time.
+  ever less on the steps after them (`overlap_weights`). Works with any policy (arXiv 2506.07339); the backward pass
+  through the network doubles a call's time.
 - "guided_cheap": the same without the network's part of the Jacobian; no backward pass, no knowledge of how the
   steps hang together.
 - "prefix": the committed steps are given to the network clean, with a timestep that says so. Exact and free, but needs

@@ -36,6 +36,7 @@ setup(
         "numpy>=2",
         "opencv-python-headless",
         "pyyaml",
+        "rich",
         "safetensors",
         "torch>=2.6",
         "transformers>=5.5,<5.6",  # later ones give CLIP's weights other names

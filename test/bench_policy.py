@@ -445,9 +445,9 @@ def plot(found: dict[str, dict[str, list[float]]], values: dict[str, tuple[int, 
             axis.plot(values[name], milliseconds, marker="o", color=colours[subject], label=label)
         axis.set_xlabel(labels[name])
         axis.set_xticks(values[name])
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylim(bottom=0)  # after all curves: the panels share the axis, and this ends its scaling
     axes[0].set_ylabel("a chunk in steady operation, ms")
     axes[0].legend(frameon=False, fontsize=9)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -517,6 +517,30 @@ def test_without_instruction_the_words_are_a_learned_vector_everywhere(make_poli
     assert "observation_encoder.null_text" not in make_policy().state_dict()
 
 
+@pytest.mark.parametrize("film", [True, False])
+def test_guidance_extrapolates_and_encodes_pictures_again_only_if_words_modulate_them(make_policy, tiny_clip, film):
+    vision = ResNetConfig(film=film, num_keypoints=4)
+    policy = make_policy(
+        instruction_dropout=0.25,
+        n_obs_steps=2,
+        observation_encoder=ObservationEncoderConfig(vision, ClipTextConfig(tiny_clip)),
+    )
+    with torch.no_grad():
+        policy.observation_encoder.null_text.copy_(torch.linspace(-1, 1, 128))
+    batch, noise = observation(policy), torch.randn(2, 16, 7)
+    with torch.no_grad():
+        conditioning, without = policy.encode(batch), policy.encode(batch, without_instruction=True)
+        expected = policy.sample(conditioning, Sampling(guidance_scale=2.0), noise, unconditional=without)
+    encoded = []
+    policy.observation_encoder.vision_encoders[0].register_forward_hook(lambda *_: encoded.append(1))
+    actions = policy.predict_chunk(batch, Sampling(guidance_scale=2.0), noise)
+    expected = policy.action_normalizer.undo(expected[:, 1:]) + policy.action_origin(batch)
+    torch.testing.assert_close(actions, expected, atol=1e-6, rtol=1e-6)
+    assert len(encoded) == (4 if film else 2)  # two cameras
+    unguided = policy.predict_chunk(batch, noise=noise)
+    assert (actions - unguided).abs().max() > 1e-3
+
+
 def test_training_drops_the_instruction_of_a_share_of_the_samples(make_policy):
     policy = make_policy(instruction_dropout=0.25, input_features=STATE)
     batch = make_batch(policy.config, 400)

@@ -93,3 +93,9 @@ class ObservationEncoder(nn.Module):
         if text is not None:
             parts.append(text.unsqueeze(1).expand(-1, parts[0].shape[1], -1))
         return torch.cat(parts, dim=-1).flatten(1)
+
+    def replace_text(self, conditioning: Tensor, text: Tensor) -> Tensor:
+        """The conditioning (B, n_obs * step_dim) with other words (B, text_dim), pictures' features as they are."""
+        steps = conditioning.unflatten(1, (-1, self.step_dim))
+        words = text.unsqueeze(1).expand(-1, steps.shape[1], -1)
+        return torch.cat([steps[..., : -words.shape[-1]], words], dim=-1).flatten(1)

@@ -155,7 +155,7 @@ class FastPolicy(MultitaskDiTPolicy):
         """As the policy's; a batch may hold FRAMES in place of the pictures."""
         if FRAMES not in batch:
             return super().encode(batch, without_instruction)
-        text = self.text_features(self._tasks(batch, self._count(batch)), without_instruction)
+        text = self.text_features(self._reader.tasks(batch, self._count(batch)), without_instruction)
         frames = batch[FRAMES]
         if without_instruction is not False and self.text_modulates_vision:
             if FRAMES_WITHOUT_INSTRUCTION not in batch:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batch import BatchReader
 from .candidates import choose_candidate
-from .configuration import ACTION, ACTION_IS_PAD, ENVIRONMENT_STATE, STATE, TASK, PolicyConfig
+from .configuration import ACTION, ACTION_IS_PAD, ENVIRONMENT_STATE, STATE, PolicyConfig
 from .encoders import ObservationEncoder
 from .evaluation import EvaluationMode
 from .normalization import Normalizer, Stats, stats_to_lists
@@ -66,6 +67,7 @@ class MultitaskDiTPolicy(nn.Module):
             config.transformer, config.action_dim, config.horizon, self.observation_encoder.conditioning_dim
         )
         self.objective = make_objective(config.objective)
+        self._reader = BatchReader(config, self.observation_encoder.resized_shapes)
         self._evaluation = EvaluationMode()
 
     @property
@@ -95,14 +97,14 @@ class MultitaskDiTPolicy(nn.Module):
         the samples gets no instruction; in evaluation mode nothing of that. With `max_delay` a sample's first
         steps are given clean in both modes and the loss is that of the others.
         """
-        config = self.config
+        config, read = self.config, self._reader
         conditioning = self.encode(batch, self._without_instruction(batch))
         count = len(conditioning)
-        actions = self._in_units(ACTION, self._read(batch, ACTION), (count, config.horizon, config.action_dim))
-        actions = self.action_normalizer(actions - self.action_origin(batch))
+        actions = read.in_units(ACTION, read.entry(batch, ACTION), (count, config.horizon, config.action_dim))
+        actions = self.action_normalizer(actions.to(self.device, torch.float32) - self.action_origin(batch))
         ignored = None
         if config.do_mask_loss_for_padding:
-            padded = self._shaped(ACTION_IS_PAD, self._read(batch, ACTION_IS_PAD), (count, config.horizon))
+            padded = read.shaped(ACTION_IS_PAD, read.entry(batch, ACTION_IS_PAD), (count, config.horizon))
             ignored = padded.to(self.device, torch.bool)
 
         draws = config.objective.noise_draws
@@ -144,14 +146,14 @@ class MultitaskDiTPolicy(nn.Module):
         also where they modulate vision. Raises ValueError for a batch that does not fit, or if the policy has
         not learned that vector (instruction_dropout 0).
         """
-        count = self._count(batch)
-        text = self.text_features(self._tasks(batch, count), without_instruction)
+        count, read = self._count(batch), self._reader
+        text = self.text_features(read.tasks(batch, count), without_instruction)
         frames = {}
         for key in self.observation_encoder.cameras:
-            images = self._images(key, self._read(batch, key), (count, self.config.n_obs_steps))
-            frames[key] = self.observation_encoder.image_features(key, images, text)
+            images = read.images(key, read.entry(batch, key), (count, self.config.n_obs_steps))
+            frames[key] = self.observation_encoder.image_features(key, images.to(self.device), text)
         state, environment_state = (
-            self._read(batch, key) if key in self.config.input_features else None for key in (STATE, ENVIRONMENT_STATE)
+            read.entry(batch, key) if key in self.config.input_features else None for key in (STATE, ENVIRONMENT_STATE)
         )
         return self.assemble(state, frames, text, environment_state)
 
@@ -179,7 +181,7 @@ class MultitaskDiTPolicy(nn.Module):
             raise ValueError(f"the policy has no camera {camera_key}; it has {list(self.config.cameras)}")
         if text is None and self.text_modulates_vision:
             raise ValueError(f"the words modulate what this policy sees: encode_frame({camera_key!r}) needs `text`")
-        images = self._images(camera_key, images, (None,))
+        images = self._reader.images(camera_key, images, (None,)).to(self.device)
         return self.observation_encoder.image_features(camera_key, images.unsqueeze(1), text)[:, 0]
 
     def assemble(
@@ -206,9 +208,9 @@ class MultitaskDiTPolicy(nn.Module):
             states.append(self.environment_state_normalizer(self._state(ENVIRONMENT_STATE, environment_state)))
         count = len([*states, *frames.values()][0])
         for key, part in frames.items():
-            self._shaped(f"the feature of {key}", part, (count, config.n_obs_steps, encoder.image_dim))
+            self._reader.shaped(f"the feature of {key}", part, (count, config.n_obs_steps, encoder.image_dim))
         if text is not None:
-            self._shaped("the feature of the instruction", text, (count, config.transformer.hidden_dim))
+            self._reader.shaped("the feature of the instruction", text, (count, config.transformer.hidden_dim))
         return encoder.assemble(states, frames, text)
 
     def sample(
@@ -344,9 +346,18 @@ class MultitaskDiTPolicy(nn.Module):
             conditioning = self.encode(batch)
             unconditional = None
             if sampling.resolve(self.config).guidance_scale != 1:
-                unconditional = self.encode(batch, without_instruction=True)
+                unconditional = self._unconditional(batch, conditioning)
             origin = self.action_origin(batch)
             return self.candidates_from(conditioning, origin, sampling, noise, generator, unconditional, motion)
+
+    def _unconditional(self, batch: Mapping[str, Any], conditioning: Tensor) -> Tensor:
+        """`encode(batch, without_instruction=True)`; pictures that no words modulate are not encoded again."""
+        if self.text_modulates_vision:
+            return self.encode(batch, without_instruction=True)
+        tasks = self._reader.tasks(batch, len(conditioning))
+        null = self.text_features(tasks, without_instruction=True)
+        assert null is not None  # a policy that is guided by words reads them
+        return self.observation_encoder.replace_text(conditioning, null)
 
     def candidates_from(
         self,
@@ -404,7 +415,7 @@ class MultitaskDiTPolicy(nn.Module):
         """What actions are relative to, in units: the newest state's joints (B, 1, A), or 0 (1, 1, A)."""
         if self.config.action_mode == "absolute":
             return self.action_normalizer.centre.new_zeros(1, 1, self.config.action_dim)
-        return self._state(STATE, self._read(batch, STATE))[:, -1:, self.config.action_state_indices]
+        return self._state(STATE, self._reader.entry(batch, STATE))[:, -1:, self.config.action_state_indices]
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups for an optimizer: the vision encoders at lr times their multiplier, all else at lr, frozen none.
@@ -424,82 +435,8 @@ class MultitaskDiTPolicy(nn.Module):
         return groups
 
     def _count(self, batch: Mapping[str, Any]) -> int:
-        """How many samples a batch has: as many as its first input says."""
-        key = next(iter(self.config.input_features))
-        shape = self._as_tensor(key, self._read(batch, key)).shape
-        if not shape:
-            raise ValueError(f"{key} is a single number; its first dimension must be the batch")
-        return shape[0]
+        return self._reader.count(batch)
 
     def _state(self, key: str, value: Any) -> Tensor:
-        """A state (B, n_obs, S), float32 and finite, on the policy's device."""
-        return self._in_units(key, value, (None, self.config.n_obs_steps, self.config.input_features[key].shape[0]))
-
-    def _in_units(self, key: str, value: Any, shape: tuple[int | None, int, int]) -> Tensor:
-        """Numbers (B, steps, N), float32 and finite, on the policy's device."""
-        value = self._shaped(key, value, shape)
-        if not value.is_floating_point():
-            raise ValueError(f"{key} is {_name(value.dtype)}; the policy takes floating-point values in units")
-        if not value.isfinite().all():
-            sample, step, index = (~value.isfinite()).nonzero()[0].tolist()
-            number = value[sample, step, index].item()
-            raise ValueError(f"{key} is not finite: sample {sample}, step {step}, dimension {index} is {number}")
-        return value.to(self.device, torch.float32)
-
-    def _images(self, key: str, value: Any, lead: tuple[int | None, ...]) -> Tensor:
-        """Pictures (*lead, 3, H, W) on the policy's device, as recorded or as a training cache holds them scaled."""
-        height, width = self.config.cameras[key]
-        resized = self.observation_encoder.resized_shapes[key]
-        if tuple(getattr(value, "shape", ()))[-2:] == resized:
-            height, width = resized
-        images = self._shaped(key, value, (*lead, 3, height, width))
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise ValueError(f"{key}: pictures are uint8, or floating-point in [0, 1]; got {_name(images.dtype)}")
-        if images.is_floating_point() and not 0 <= images.amin() <= images.amax() <= 1:
-            raise ValueError(
-                f"{key}: float pictures must lie in [0, 1], got {images.amin():.3g} to {images.amax():.3g}; "
-                "give 0 to 255 as uint8"
-            )
-        return images.to(self.device)
-
-    def _tasks(self, batch: Mapping[str, Any], count: int) -> list[str] | None:
-        tasks = batch.get(TASK)
-        if tasks is None and self.observation_encoder.text_encoder is None:
-            return None
-        if tasks is None or isinstance(tasks, str) or len(tasks) != count:
-            raise ValueError(f"batch[{TASK!r}] must be a list of {count} instructions, one a sample; got {tasks!r}")
-        return list(tasks)
-
-    def _read(self, batch: Mapping[str, Any], key: str) -> Any:
-        if key not in batch:
-            raise ValueError(f"the batch lacks {key}; it has {sorted(batch)}")
-        return batch[key]
-
-    def _shaped(self, key: str, value: Any, shape: tuple[int | None, ...]) -> Tensor:
-        """A value as a tensor of a shape, None fitting any length.
-
-        It stays where it is: what is checked of an array or a tensor on the host then waits for no device.
-        """
-        value = self._as_tensor(key, value)
-        fits = [w in (None, n) for n, w in zip(value.shape, shape, strict=False)]
-        if len(value.shape) == len(shape) and all(fits):
-            return value
-        wanted = tuple("batch" if length is None else length for length in shape)
-        message = f"{key} has shape {tuple(value.shape)}, the policy takes {wanted}"
-        is_window = key in self.config.input_features and len(shape) in (3, 5)  # a single frame has 4
-        if is_window and len(value.shape) == len(shape) and fits == [True, False, *fits[2:]]:
-            message += (
-                f": {self.config.n_obs_steps} observation steps, earliest first. Where an episode has only begun, "
-                "repeat its first observation"
-            )
-        raise ValueError(message)
-
-    def _as_tensor(self, key: str, value: Any) -> Tensor:
-        try:
-            return torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{key} is no tensor or array of numbers but a {type(value).__name__}: {error}") from error
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+        """A state (B, n_obs, S) on the policy's device."""
+        return self._reader.state(key, value).to(self.device, torch.float32)

@@ -1,10 +1,10 @@
 # Every target sets the project up first; once that is done it takes a second.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train bench-demo bench-samplers bench-policy bench-gpu test lint
+.PHONY: help setup demo demo-train bench-demo bench-samplers bench-joining bench-policy bench-gpu test lint
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 setup: ## set up: Python 3.12, packages, the colcon build, graphics
 	@tools/setup.sh
@@ -20,6 +20,9 @@ bench-demo: setup ## three training seeds of the demo, 20 unseen scenes and two 
 
 bench-samplers: setup ## each sampler's cost and error on the demo's policies (after demo-train; --plot by ARGS)
 	@tools/run.sh python test/bench_samplers.py $(ARGS)
+
+bench-joining: setup ## how well a chunk goes on from the one in motion, by each way (after demo-train)
+	@tools/run.sh python test/bench_joining.py
 
 bench-policy: setup ## the engine against LeRobot's multi_task_dit on the CPU (ARGS=--quick: a trial; ten minutes without)
 	@tools/run.sh python test/bench_policy.py $(ARGS)

@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from bench_report import publish
 
-from dit_policy_ros.nodes.demo_report import CONTROLS, MAX_WRONG_BLOCK, MIN_SUCCESS, machine, versions
+from dit_policy_ros.nodes.demo_report import CONTROLS, MAX_WRONG_BLOCK, MIN_SUCCESS
 
 WORK = Path("outputs/demo-train")
 SEEDS = (0, 1, 2)
@@ -93,15 +92,7 @@ def rows(seed: int, control: str) -> list[dict[str, Any]]:
 def main() -> int:
     """All seeds and controls; 0 if every bar holds."""
     found = [row for seed in SEEDS for control in CONTROLS for row in rows(seed, control)]
-    target = Path("outputs/bench/demo.json")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({"machine": machine(), "versions": versions(), "rows": found}, indent=2) + "\n")
-    table = Table("", "name", "value", "unit", "bar", "how")
-    for row in sorted(found, key=lambda row: bool(row["holds"])):
-        mark = "[green]holds[/]" if row["holds"] else "[red]FAILS[/]"
-        table.add_row(mark, row["name"], str(row["value"]), row["unit"], row["bar"] or "", row["how"])
-    Console().print(table)
-    return 0 if all(row["holds"] for row in found) else 1
+    return publish("demo", found)
 
 
 if __name__ == "__main__":

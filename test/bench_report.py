@@ -75,16 +75,18 @@ def figure_row(name: str, value: float, unit: str, how: str, at_most: float | No
     }
 
 
-def publish(part: str, rows: Sequence[Row], device: str | None = None, **more: Any) -> int:
-    """Writes outputs/bench/<part>.json and prints the rows, those that do not hold first; 0 if all bars hold, else 1.
-
-    `device` names an accelerator; `more` goes into the file as it is.
-    """
+def write(part: str, rows: Sequence[Row], device: str | None = None, **more: Any) -> None:
+    """Writes outputs/bench/<part>.json. `device` names an accelerator; `more` goes into the file as it is."""
     target = FOLDER / f"{part}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     where = machine() | ({"device": device} if device else {})
     content = {"machine": where, "versions": versions(), "rows": list(rows), **more}
     target.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def publish(part: str, rows: Sequence[Row], device: str | None = None, **more: Any) -> int:
+    """Writes as `write` and prints the rows, those that do not hold first; 0 if all bars hold, else 1."""
+    write(part, rows, device, **more)
     table = Table("", "name", "value", "unit", "bar", "how")
     for row in sorted(rows, key=lambda row: bool(row["holds"])):
         mark = "[green]holds[/]" if row["holds"] else "[red]FAILS[/]"

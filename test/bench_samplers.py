@@ -12,8 +12,6 @@ with --plot, docs/images/samplers.png.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
 from argparse import ArgumentParser
@@ -24,22 +22,18 @@ from statistics import median
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
-from dit_policy_training.dataset import FrameCache, Windows, gather, load_table
+from bench_recipe import DATASET, FLOW, diffusion_checkpoint, milliradians, observations
+from bench_report import write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dit_policy_ros.nodes.demo_report import machine, versions
 from dit_policy_ros.policy.checkpoint import load_checkpoint
 from dit_policy_ros.policy.configuration import ACTION, ACTION_IS_PAD
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.sampling import Sampling, make_plan
 
-DATASET = Path("outputs/demo-train/dataset")
-FLOW = Path("checkpoints/demo")
-DIFFUSION = Path("outputs/bench/diffusion-demo")
 STEPS = {
     "ddpm": (1, 2, 5, 10, 20, 50, 100),
     "ddim": (1, 2, 3, 5, 10, 20, 50, 100),
@@ -75,31 +69,6 @@ class Study:
     figures: list[Figure]
 
 
-def diffusion_checkpoint() -> Path:
-    """The demo's recipe trained by diffusion, if it is not there."""
-    last = DIFFUSION / "checkpoints" / "last"
-    if not last.exists():
-        arguments = (
-            "--config_path=config/training/demo.yaml",
-            f"--dataset_path={DATASET}",
-            f"--output_dir={DIFFUSION}",
-            "--policy.objective.type=diffusion",
-            "--policy.objective.denoising_steps=10",
-        )
-        subprocess.run([sys.executable, "-m", "dit_policy_training.train", *arguments], check=True)
-    return last
-
-
-def observations(policy: MultitaskDiTPolicy) -> dict[str, Any]:
-    """A batch from all over the dataset, the same each time."""
-    table = load_table(DATASET)
-    windows = Windows(table, policy.config.n_obs_steps, policy.config.horizon)
-    cache = FrameCache(table)
-    cache.fill()
-    rows = np.sort(np.random.default_rng(0).choice(len(table), OBSERVATIONS, replace=False))
-    return gather(windows, cache, rows)
-
-
 class Judge:
     """Samples many chunks of the observations, and measures them in action units."""
 
@@ -118,7 +87,7 @@ class Judge:
 
     def from_recorded(self, chunks: Tensor) -> float:
         """The distance of single chunks from the recorded actions, where there are any."""
-        error = (chunks - self._recorded.unsqueeze(1)).square()
+        error = chunks - self._recorded.unsqueeze(1)
         keep = (~self._is_pad)[:, None, :, None].expand_as(error)
         return milliradians(error[keep])
 
@@ -131,11 +100,6 @@ class Judge:
         started = time.process_time()
         self._policy.sample(conditioning, Sampling(sampler, steps), noise)
         return 1e3 * (time.process_time() - started)
-
-
-def milliradians(squares: Tensor) -> float:
-    """The root mean square of what has been squared already."""
-    return 1e3 * squares.mean().sqrt().item()
 
 
 @torch.inference_mode()
@@ -162,14 +126,14 @@ def study(policy: MultitaskDiTPolicy, batch: dict[str, Any], samplers: tuple[str
                 steps,
                 make_plan(policy.objective, sampler, steps, "cpu").calls,
                 milliseconds,
-                error=milliradians((compared(chunks) - best).square()),
-                spread=milliradians((chunks - chunks.mean(dim=1, keepdim=True)).square()),
+                error=milliradians(compared(chunks) - best),
+                spread=milliradians(chunks - chunks.mean(dim=1, keepdim=True)),
                 recorded=judge.from_recorded(chunks),
             )
         )
         print(figures[-1], file=sys.stderr)
     objective = "diffusion" if is_random else "flow matching"
-    return Study(objective, f"{reference} 100", milliradians((again - best).square()), figures)
+    return Study(objective, f"{reference} 100", milliradians(again - best), figures)
 
 
 def rows(studies: list[Study]) -> Iterator[dict[str, Any]]:
@@ -269,19 +233,17 @@ def main() -> int:
         return 2
     torch.set_num_threads(1)
     flow, diffusion = (load_checkpoint(folder) for folder in (FLOW, diffusion_checkpoint()))
-    batch = observations(flow)
+    (batch,) = observations(flow.config, OBSERVATIONS)
     studies = [
         study(diffusion, batch, ("ddpm", "ddim", "dpm_solver++"), "ddpm"),
         study(flow, batch, ("euler", "heun", "rk4"), "rk4"),
     ]
-    target = Path("outputs/bench/samplers.json")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    found = {"machine": machine(), "versions": versions(), "rows": list(rows(studies))}
-    target.write_text(json.dumps(found, indent=2) + "\n")
+    found = list(rows(studies))
+    write("samplers", found)
     print_tables(studies)
     if arguments.plot:
         plot(studies, Path("docs/images/samplers.png"))
-    failed = [row for row in found["rows"] if not row["holds"]]
+    failed = [row for row in found if not row["holds"]]
     for row in failed:
         print(f"FAILS: {row['name']}: {row['value']} {row['unit']}, bar {row['bar']}")
     return 1 if failed else 0

@@ -121,7 +121,8 @@ DECLARATIONS: tuple[Declaration, ...] = (
         "sampler",
         "",
         "How noise becomes actions: ddpm, ddim or dpm_solver++ for a diffusion policy; euler, heun (two network calls "
-        "a step) or rk4 (four) for flow matching. Empty: as the checkpoint says. Takes effect at the next chunk.",
+        "a step but the last) or rk4 (four) for flow matching. Empty: as the checkpoint says. Takes effect at the next "
+        "chunk.",
         choices=("", *SAMPLERS),
     ),
     Declaration(

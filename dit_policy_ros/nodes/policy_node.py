@@ -159,7 +159,8 @@ class PolicyNode(LifecycleNode):
                 "(-p checkpoint:=FOLDER, or in the parameter file)"
             )
         checkpoint = Path(folder)
-        policy = load_checkpoint(checkpoint, device=self._device())
+        # Not mapped: a file that is copied over while the arm moves would end the process.
+        policy = load_checkpoint(checkpoint, device=self._device(), mapped=False)
         embodiment = self._embodiment(checkpoint)
         reason = self._contradiction(self._settings.values, policy)
         if reason is not None:

@@ -115,17 +115,18 @@ class FastTransformer:
         # In fp32 the columns of the module's own weights are read where they are; a copy would be 300 MB.
         self.of_time = [linear.weight.detach()[:, : self.time_dim] for linear in modulations]
         self.of_conditioning = [linear.weight.detach()[:, self.time_dim :] for linear in modulations]
+        self.narrow_of_conditioning: list[FrozenLinear] = []
         if dtype != torch.float32:
-            self.of_conditioning = [weight.to(dtype).contiguous() for weight in self.of_conditioning]
+            self.narrow_of_conditioning = [
+                FrozenLinear(weight, None, dtype, packed=packed) for weight in self.of_conditioning
+            ]
         self.biases = [linear.bias.detach() for linear in modulations]
-        self.dtype = dtype
 
     @property
     def bytes(self) -> int:
         """Memory of the copies, beside the policy's own weights."""
         linears = [linear for block in self.blocks for linear in (block.qkv, block.out, block.up, block.down)]
-        copied = 0 if self.dtype == torch.float32 else sum(w.numel() * w.itemsize for w in self.of_conditioning)
-        return copied + sum(linear.bytes for linear in linears)
+        return sum(linear.bytes for linear in [*linears, *self.narrow_of_conditioning])
 
     def table(self, timesteps: Tensor) -> Tensor:
         """The timesteps' part of adaLN, (layers, timesteps, 6 * hidden) float32, for timesteps (n,) float32."""
@@ -138,12 +139,11 @@ class FastTransformer:
     def conditioning_part(self, conditioning: Tensor) -> Tensor:
         """The conditioning's part of adaLN, (layers, B, 6 * hidden) float32, for a conditioning (B, C)."""
         features = F.silu(conditioning)
-        if self.dtype == torch.float32:
-            pairs = zip(self.of_conditioning, self.biases, strict=True)
-            return torch.stack([F.linear(features, weight, bias) for weight, bias in pairs])
-        features = features.to(self.dtype)
-        pairs = zip(self.of_conditioning, self.biases, strict=True)
-        return torch.stack([F.linear(features, weight).float() + bias for weight, bias in pairs])
+        if self.narrow_of_conditioning:
+            narrow = zip(self.narrow_of_conditioning, self.biases, strict=True)
+            return torch.stack([linear(features).float() + bias for linear, bias in narrow])
+        wide = zip(self.of_conditioning, self.biases, strict=True)
+        return torch.stack([F.linear(features, weight, bias) for weight, bias in wide])
 
     def __call__(self, x: Tensor, modulation: Tensor) -> Tensor:
         """The prediction (B, T, A) for x (B, T, A), both float32.

@@ -3,7 +3,7 @@
 After "A Careful Examination of Large Behavior Models" (arXiv 2507.05331) and LeRobot's `multi_task_dit`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,9 +30,6 @@ from .sampling import (
     token_timesteps,
 )
 from .transformer import DiffusionTransformer
-
-Denoise = Callable[[Plan, Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, float], Tensor]
-"""A denoising loop with the arguments of `MultitaskDiTPolicy.denoise`."""
 
 
 class MultitaskDiTPolicy(nn.Module):
@@ -221,15 +218,13 @@ class MultitaskDiTPolicy(nn.Module):
         generator: torch.Generator | None = None,
         unconditional: Tensor | None = None,
         join: JoinTarget | None = None,
-        denoise: Denoise | None = None,
     ) -> Tensor:
         """Normalised actions (B * candidates, horizon, A) for a conditioning (B, C); an observation's stand together.
 
         noise (B * candidates, horizon, A) is the start of the loop, drawn from the generator if not given.
         unconditional (B, C) is `encode(batch, without_instruction=True)`, needed for a guidance_scale other than 1.
-        join (realtime.join_target) makes the chunk agree with the one in motion, by `sampling.joining`. denoise takes
-        the place of the method of that name, but where the network is guided. Raises ValueError for choices the policy
-        cannot follow and noise that does not fit.
+        join (realtime.join_target) makes the chunk agree with the one in motion, by `sampling.joining`. Raises
+        ValueError for choices the policy cannot follow and noise that does not fit.
         """
         chosen = sampling.resolve(self.config)
         if chosen.guidance_scale == 1:
@@ -253,8 +248,7 @@ class MultitaskDiTPolicy(nn.Module):
                 # A tensor made in inference mode cannot be differentiated, its copy made outside can.
                 return plan.run(network, noise.clone(), step_noise)
         prefix = join.prefix if join is not None and chosen.joining == "prefix" else None
-        run = self.denoise if denoise is None else denoise
-        return run(plan, noise, step_noise, prefix, conditioning, unconditional, chosen.guidance_scale)
+        return self.denoise(plan, noise, step_noise, prefix, conditioning, unconditional, chosen.guidance_scale)
 
     def denoise(
         self,
@@ -368,7 +362,6 @@ class MultitaskDiTPolicy(nn.Module):
         generator: torch.Generator | None = None,
         unconditional: Tensor | None = None,
         motion: ChunkInMotion | None = None,
-        denoise: Denoise | None = None,
     ) -> Tensor:
         """`predict_candidates` from what is encoded already; origin (B, 1, A) as `action_origin` gives it."""
         chosen = sampling.resolve(self.config)
@@ -383,7 +376,7 @@ class MultitaskDiTPolicy(nn.Module):
                 lambda actions: self.action_normalizer(actions.to(origin) - origin),
                 chosen.joining,
             )
-        actions = self.sample(conditioning, sampling, noise, generator, unconditional, join, denoise)
+        actions = self.sample(conditioning, sampling, noise, generator, unconditional, join)
         actions = actions[:, self.config.n_obs_steps - 1 :].unflatten(0, (-1, chosen.candidates))
         return self.action_normalizer.undo(actions) + origin.unsqueeze(1)
 

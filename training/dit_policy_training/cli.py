@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import draccus
 from draccus.utils import DraccusException
 
+from dit_policy_ros.policy.configuration import ConfigurationError
+
 
 def parse[T](config_class: type[T], args: Sequence[str] | None = None, prog: str | None = None) -> T:
     """The configuration that `args` (default: the command line) describe; `--config` is short for `--config_path`.
@@ -37,6 +39,8 @@ def _reasons(error: BaseException | None) -> str:
     reasons = []
     while error is not None:
         reasons.append(str(error))
+        if isinstance(error, ConfigurationError):  # says all by itself, without draccus's words around it
+            return str(error)
         error = error.__cause__
     return ": ".join(reasons)
 

@@ -115,6 +115,7 @@ class FastTransformer:
         # In fp32 the columns of the module's own weights are read where they are; a copy would be 300 MB.
         self.of_time = [linear.weight.detach()[:, : self.time_dim] for linear in modulations]
         self.of_conditioning = [linear.weight.detach()[:, self.time_dim :] for linear in modulations]
+        self.dtype = dtype
         self.narrow_of_conditioning: list[FrozenLinear] = []
         if dtype != torch.float32:
             self.narrow_of_conditioning = [

@@ -1,6 +1,7 @@
 """The configuration: contradictions reported together, command line, and the way to JSON and back."""
 
 import json
+import math
 from dataclasses import dataclass, field
 
 import draccus
@@ -79,6 +80,85 @@ def test_features_may_come_later_and_are_then_needed():
         config.validate()
     with pytest.raises(ConfigurationError, match="n_action_steps 32 exceeds"):
         PolicyConfig(n_action_steps=32)
+
+
+def test_features_of_one_side_are_checked_as_soon_as_they_are_given():
+    """Training fills in the other side from its dataset; what is wrong already need not wait for that."""
+    with pytest.raises(ConfigurationError, match=r"feature observation.state: a STATE has shape \(N,\), got \(0,\)"):
+        PolicyConfig(input_features={"observation.state": Feature("STATE", (0,))})
+    with pytest.raises(ConfigurationError, match=r"STATE must be named observation.state"):
+        PolicyConfig(input_features={"observation.joints": Feature("STATE", (7,))})
+    with pytest.raises(ConfigurationError, match=r"crop_shape \(224, 224\) does not fit into observation.images.wrist"):
+        PolicyConfig(input_features=CAMERAS, **with_vision(ClipVisionConfig(resize_shape=None)))
+    with pytest.raises(ConfigurationError, match=r"action_state_indices \[7\] must hold 1 indices .* below 7"):
+        PolicyConfig(input_features=STATE, action_mode="relative", action_state_indices=[7])
+    with pytest.raises(ConfigurationError, match="exactly one output feature of type ACTION") as caught:
+        PolicyConfig(output_features={"arm": Feature("ACTION", (7,))})
+    assert "no input feature" not in str(caught.value)
+    PolicyConfig(input_features=STATE, action_mode="relative", action_state_indices=[6])
+    PolicyConfig(output_features={"action": Feature("ACTION", (7,))})
+
+
+def test_no_contradiction_of_the_features_hides_another():
+    with pytest.raises(ConfigurationError) as caught:
+        demo_config(
+            "unused",
+            normalization_mapping={"VISUAL": "MIN_MAX", "STATE": "MINMAX"},
+            action_state_indices=[0],
+            input_features=STATE | {"observation.images.wrist": Feature("VISUAL", (3, 48, 64))},
+            observation_encoder=ObservationEncoderConfig(
+                ResNetConfig(resize_shape=None, crop_shape=(50, 50), film=True), NoTextConfig()
+            ),
+        )
+    for part in (
+        "normalization_mapping.VISUAL must be MEAN_STD",
+        "normalization_mapping.STATE must be one of MEAN_STD, MIN_MAX, IDENTITY; got 'MINMAX'",
+        "normalization_mapping lacks ACTION",
+        "action_state_indices [0] must hold 7",
+        "crop_shape (50, 50) does not fit into observation.images.wrist",
+        "the instruction cannot modulate vision",
+    ):
+        assert part in str(caught.value), part
+    with pytest.raises(ConfigurationError) as caught:
+        demo_config(
+            "unused",
+            input_features={"observation.images.wrist": Feature("VISUAL", (3,)), "joints": Feature("STATE", (0,))},
+            output_features={"arm": Feature("ACTION", (7,))},
+        )
+    for part in (
+        "feature observation.images.wrist: a VISUAL has shape (3, H, W), got (3,)",
+        "feature joints: a STATE has shape (N,), got (0,)",
+        "STATE must be named observation.state",
+        "exactly one output feature of type ACTION",
+    ):
+        assert part in str(caught.value), part
+    # A shape without a height is said in a sentence also where the words are checked against the cameras.
+    with pytest.raises(ConfigurationError, match=r"has shape \(3, H, W\), got \(3,\)"):
+        PolicyConfig(
+            input_features={"observation.images.wrist": Feature("VISUAL", (3,))},
+            observation_encoder=ObservationEncoderConfig(ResNetConfig(), NoTextConfig()),
+        )
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda number: {"state_noise": number}, "policy.state_noise"),
+        (lambda number: {"guidance_scale": number, "instruction_dropout": 0.1}, "policy.guidance_scale"),
+        (lambda number: {"normalized_constant": number}, "policy.normalized_constant"),
+        (lambda number: {"objective": FlowMatchingConfig(timestep_scale=number)}, "objective.timestep_scale"),
+        (lambda number: {"objective": FlowMatchingConfig(beta_alpha=number)}, "objective.beta_alpha"),
+        (lambda number: {"objective": DiffusionConfig(clip_range=number)}, "objective.clip_range"),
+        (lambda number: {"transformer": TransformerConfig(rope_base=number)}, "transformer.rope_base"),
+        (lambda number: with_vision(ResNetConfig(image_mean=(0.5, number, 0.5))), "vision.image_mean"),
+        (lambda number: with_vision(ResNetConfig(image_std=(number, 0.5, 0.5))), "vision.image_std"),
+        (lambda number: with_vision(ResNetConfig(lr_multiplier=number)), "vision.lr_multiplier"),
+    ],
+)
+def test_a_number_that_is_none_is_refused(make, name, number):
+    with pytest.raises(ConfigurationError, match=f"{name} must be finite, got .*{number}"):
+        PolicyConfig(**make(number))
 
 
 def test_the_command_line_is_told_in_one_error():

@@ -5,6 +5,7 @@ itself cannot be made, and the error reports all of its contradictions. The same
 config.json.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -75,7 +76,7 @@ class VisionConfig(draccus.ChoiceRegistry):
 
     def problems(self) -> list[str]:
         """What contradicts itself here, a sentence each."""
-        found = _unknown_choices(self, "vision")
+        found = _unknown_choices(self, "vision") + _not_finite(self, "vision")
         if self.crop_shape and self.resize_shape and exceeds(self.crop_shape, self.resize_shape):
             found.append(
                 f"vision.crop_shape {self.crop_shape} does not fit into vision.resize_shape {self.resize_shape}"
@@ -292,7 +293,8 @@ class TransformerConfig:
 
     def problems(self) -> list[str]:
         """What contradicts itself here, a sentence each."""
-        found = _not_positive(self, "transformer", "hidden_dim", "num_layers", "num_heads", "rope_base")
+        found = _not_finite(self, "transformer")
+        found += _not_positive(self, "transformer", "hidden_dim", "num_layers", "num_heads", "rope_base")
         if self.num_heads > 0 and self.hidden_dim % self.num_heads:
             found.append(
                 f"transformer.hidden_dim {self.hidden_dim} does not divide into transformer.num_heads "
@@ -336,7 +338,8 @@ class ObjectiveConfig(draccus.ChoiceRegistry):
 
     def problems(self) -> list[str]:
         """What contradicts itself here, a sentence each."""
-        found = _unknown_choices(self, "objective") + _not_positive(self, "objective", "noise_draws")
+        found = _unknown_choices(self, "objective") + _not_finite(self, "objective")
+        found += _not_positive(self, "objective", "noise_draws")
         if not 1 <= self.denoising_steps <= self.max_denoising_steps:
             found.append(
                 f"objective.denoising_steps must be 1 to {self.max_denoising_steps}, got {self.denoising_steps}"
@@ -490,19 +493,20 @@ class PolicyConfig:
         return self.horizon - self.n_obs_steps + 1
 
     def __post_init__(self) -> None:
-        """Raises ConfigurationError naming every contradiction that shows already."""
-        self._check(has_features=bool(self.input_features and self.output_features))
+        """Raises ConfigurationError naming every contradiction that shows already, be the features given or not."""
+        self._check(is_complete=False)
 
     def validate(self) -> None:
         """Raises ConfigurationError naming every contradiction at once, features that are still missing included."""
-        self._check(has_features=True)
+        self._check(is_complete=True)
 
-    def _check(self, has_features: bool) -> None:
+    def _check(self, is_complete: bool) -> None:
         problems = [
             *_unknown_choices(self, "policy"),
+            *_not_finite(self, "policy"),
             *self._step_problems(),
             *self._instruction_problems(),
-            *(self._feature_problems() if has_features else []),
+            *self._feature_problems(is_complete),
             *self.observation_encoder.vision.problems(),
             *self.transformer.problems(),
             *self.objective.problems(),
@@ -541,46 +545,70 @@ class PolicyConfig:
             return found
         if self.instruction_dropout > 0:
             found.append("instruction_dropout has nothing to drop: observation_encoder.text is none")
-        if self.observation_encoder.vision.is_modulated_by_text and self.cameras:
+        if self.observation_encoder.vision.is_modulated_by_text and "VISUAL" in _types(self.input_features):
             found.append(
                 "the instruction cannot modulate vision, observation_encoder.text is none: set vision.film=false "
                 "(resnet) or vision.text_pooling=false (clip, dinov3)"
             )
         return found
 
-    def _feature_problems(self) -> list[str]:
+    def _feature_problems(self, is_complete: bool) -> list[str]:
+        """What of the features contradicts itself; of those that may be filled in later, only if is_complete."""
+        misshapen = self._shape_problems()
+        found = list(misshapen)
+        if is_complete or self.input_features:
+            found += self._input_problems()
+        if is_complete or self.output_features:
+            found += self._output_problems()
+        found += self._normalization_problems()
+        if not misshapen:  # these two read sizes
+            found += self._camera_problems() + self._relative_action_problems()
+        return found
+
+    def _shape_problems(self) -> list[str]:
         found = []
         for key, feature in (self.input_features | self.output_features).items():
+            found += _unknown_choices(feature, f"feature {key}")
             wanted = "(3, H, W)" if feature.type == "VISUAL" else "(N,)"
             shape = tuple(feature.shape)
             fits = len(shape) == 3 and shape[0] == 3 if feature.type == "VISUAL" else len(shape) == 1
             if not fits or min(shape, default=0) < 1:
                 found.append(f"feature {key}: a {feature.type} has shape {wanted}, got {shape}")
-        if found:
-            return found
+        return found
+
+    def _input_problems(self) -> list[str]:
         if not self.input_features:
-            found.append(f"no input feature is given: a policy needs {STATE}, {ENVIRONMENT_STATE} or a camera")
+            return [f"no input feature is given: a policy needs {STATE}, {ENVIRONMENT_STATE} or a camera"]
+        found = []
         for kind, key in (("STATE", STATE), ("ENV", ENVIRONMENT_STATE)):
             named = [name for name, feature in self.input_features.items() if feature.type == kind]
             if named not in ([], [key]) or (not named and key in self.input_features):
                 found.append(f"an input feature of type {kind} must be named {key}, and nothing else; got {named}")
-        if [(name, feature.type) for name, feature in self.output_features.items()] != [(ACTION, "ACTION")]:
-            found.append(
-                f"exactly one output feature of type ACTION, named {ACTION}, is needed; "
-                f"got {list(self.output_features)}"
-            )
-        if "ACTION" in [feature.type for feature in self.input_features.values()]:
+        if "ACTION" in _types(self.input_features):
             found.append("an action is no input feature")
-        return found + self._normalization_problems() + self._camera_problems() or self._relative_action_problems()
+        return found
+
+    def _output_problems(self) -> list[str]:
+        if [(name, feature.type) for name, feature in self.output_features.items()] == [(ACTION, "ACTION")]:
+            return []
+        return [
+            f"exactly one output feature of type ACTION, named {ACTION}, is needed; got {list(self.output_features)}"
+        ]
 
     def _normalization_problems(self) -> list[str]:
-        used = {feature.type for feature in (self.input_features | self.output_features).values()}
+        used = _types(self.input_features | self.output_features)
         modes = self.normalization_mapping
         fallback = {"ENV": "STATE"}
         found = [
             f"normalization_mapping lacks {kind}"
             for kind in ("VISUAL", "STATE", "ENV", "ACTION")
             if kind in used and kind not in modes and fallback.get(kind) not in modes
+        ]
+        known = get_args(NormalizationMode)
+        found += [
+            f"normalization_mapping.{kind} must be one of {', '.join(known)}; got {mode!r}"
+            for kind, mode in modes.items()
+            if mode not in known
         ]
         if modes.get("VISUAL") == "MIN_MAX":
             found.append("normalization_mapping.VISUAL must be MEAN_STD (vision.image_mean, image_std) or IDENTITY")
@@ -591,19 +619,24 @@ class PolicyConfig:
         return [problem for key, shape in self.cameras.items() for problem in vision.input_problems(shape, key)]
 
     def _relative_action_problems(self) -> list[str]:
-        if self.action_mode == "absolute":
+        if self.action_mode == "absolute" or not self.input_features:
             return []
         indices = self.action_state_indices
         if not self.state_dim:
             return [f"action_mode relative needs {STATE}: actions are differences to its joints"]
         if indices is None:
             return ["action_mode relative needs action_state_indices: where each action's joint stands in the state"]
-        if len(indices) != self.action_dim or not all(0 <= index < self.state_dim for index in indices):
+        dim = self.action_dim if ACTION in self.output_features else len(indices)
+        if len(indices) != dim or not all(0 <= index < self.state_dim for index in indices):
             return [
-                f"action_state_indices {indices} must hold {self.action_dim} indices (one an action dimension) "
+                f"action_state_indices {indices} must hold {dim} indices (one an action dimension) "
                 f"below {self.state_dim} (the state's length)"
             ]
         return []
+
+
+def _types(features: dict[str, Feature]) -> set[str]:
+    return {feature.type for feature in features.values()}
 
 
 def exceeds(shape: tuple[int, int], bound: tuple[int, int]) -> bool:
@@ -624,3 +657,16 @@ def _not_positive(config: Any, where: str, *names: str) -> list[str]:
     return [
         f"{where}.{name} must be positive, got {getattr(config, name)}" for name in names if getattr(config, name) <= 0
     ]
+
+
+def _not_finite(config: Any, where: str) -> list[str]:
+    """Fields that hold a number, or several, of which one is infinite or none at all: NaN passes any comparison."""
+    return [
+        f"{where}.{name} must be finite, got {value}"
+        for name, value in vars(config).items()
+        if not all(math.isfinite(number) for number in _floats(value))
+    ]
+
+
+def _floats(value: Any) -> list[float]:
+    return [number for number in (value if isinstance(value, tuple) else (value,)) if isinstance(number, float)]

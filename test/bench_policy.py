@@ -152,6 +152,9 @@ def make_pair(size: Size, folder: Path, device: str = "cpu") -> Pair:
     return Pair(policy.to(device), theirs, native, lerobot)
 
 
+EXACT = 1e-4
+"""The most that an action in [-1, 1] may differ by in fp32, where only the order of sums does."""
+
 EMBODIMENT = (ROOT / "config/embodiments/sim_arm.yaml").read_text()
 
 
@@ -267,6 +270,10 @@ def chunk_rows(pair: Pair, engines: dict[str, PolicyEngine], size: Size, where: 
         how += f"pictures normalised before; largest difference {errors[name[:4]]:.1e} of actions in [-1, 1]"
         bar = bar if device.type == "cpu" else None
         rows.append(ratio_row(f"chunk, {name}, {where}", seconds["eager"], seconds[name], bar, how))
+    how = "the same weights and noise; actions in [-1, 1]"
+    for precision, error in errors.items():
+        at_most = EXACT if precision == "fp32" else None
+        rows.append(figure_row(f"largest difference of a chunk, {precision}, {where}", error, "", how, at_most))
     return rows
 
 
@@ -284,13 +291,19 @@ def their_chunk(pair: Pair, given: dict[str, Any]) -> Tensor:
 
 def their_normalised(pair: Pair, given: dict[str, Any], noise: Tensor) -> Tensor:
     """Its actions from now on, from a noise of ours (which it would draw itself)."""
-    conditioning = pair.theirs.observation_encoder.encode(given)
+    return their_loop(pair, pair.theirs.observation_encoder.encode(given), noise)[:, 1:]
+
+
+def their_loop(pair: Pair, conditioning: Tensor, noise: Tensor) -> Tensor:
+    """Its denoising loop from a noise of ours, the whole horizon."""
     objective, sample = pair.theirs.objective, noise.clone()
     objective.noise_scheduler.set_timesteps(STEPS)
     for timestep in objective.noise_scheduler.timesteps:
-        out = pair.theirs.noise_predictor(sample, timestep[None].to(sample.device), conditioning_vec=conditioning)
+        out = pair.theirs.noise_predictor(
+            sample, timestep.expand(len(sample)).to(sample.device), conditioning_vec=conditioning
+        )
         sample = objective.noise_scheduler.step(out, timestep, sample).prev_sample
-    return sample[:, 1:]
+    return sample
 
 
 def batch_rows(pair: Pair, engine: PolicyEngine, size: Size, where: str) -> list[Row]:
@@ -306,9 +319,11 @@ def batch_rows(pair: Pair, engine: PolicyEngine, size: Size, where: str) -> list
                 ),
                 "ours": partial(engine.fast.sample, conditioning, noise=noise),
             }
+            expected = their_loop(pair, conditioning, noise)
+            error = float((engine.fast.sample(conditioning, noise=noise) - expected).abs().max())
             repeats = max(3, size.step_repeats // (4 * count))
             seconds = interleave(subjects, repeats, waiter(pair.device), warm_up=1)
-        how = f"DDIM {STEPS} from a conditioning to actions, fp32, LeRobot eager"
+        how = f"DDIM {STEPS} from a conditioning to actions, fp32, LeRobot eager; largest difference {error:.1e}"
         rows.append(ratio_row(f"sampling, batch {count}, {where}", seconds["eager"], seconds["ours"], None, how))
     return rows
 
@@ -318,12 +333,15 @@ def batch_rows(pair: Pair, engine: PolicyEngine, size: Size, where: str) -> list
 
 def load(kind: str, folder: Path) -> dict[str, float]:
     """Loads in this process, which has only imported: seconds, and bytes that the peak grew by."""
-    if kind == "native":
-        run: Callable[[], Any] = partial(load_checkpoint, folder)
-    else:
-        from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
+    from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
 
-        run = partial(MultiTaskDiTPolicy.from_pretrained, folder)
+    loaders: dict[str, Callable[[], Any]] = {
+        "mapped": partial(load_checkpoint, folder),
+        "read": partial(load_checkpoint, folder, mapped=False),
+        "engine": lambda: PolicyEngine(load_checkpoint(folder, mapped=False)).policy,
+        "lerobot": partial(MultiTaskDiTPolicy.from_pretrained, folder),
+    }
+    run = loaders[kind]
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     started = time.perf_counter()
@@ -343,27 +361,30 @@ def memory(field: str) -> int:
 def load_rows(pair: Pair, repeats: int) -> list[Row]:
     """Loading a checkpoint, each time in a process of its own, files in the page cache."""
     weights = (pair.native / "model.safetensors").stat().st_size
-    found: dict[str, list[dict[str, float]]] = {"native": [], "lerobot": []}
+    kinds = {
+        "mapped": "weights mapped from the file, load_checkpoint's default",
+        "read": "weights read, as the node does",
+        "engine": "weights read, and laid out by the engine",
+    }
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in (*kinds, "lerobot")}
     for _ in range(repeats + 1):
-        for kind, folder in (("native", pair.native), ("lerobot", pair.lerobot)):
-            command = [sys.executable, __file__, "--load", kind, str(folder)]
+        for kind in found:
+            command = [sys.executable, __file__, "--load", kind, str(pair.native if kind in kinds else pair.lerobot)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found[kind].append(json.loads(output.splitlines()[-1]))
     seconds = {kind: [each["seconds"] for each in runs[1:]] for kind, runs in found.items()}
     peak = {kind: statistics.median(each["peak"] for each in runs[1:]) / weights for kind, runs in found.items()}
     how = f"a folder of {weights / 1e6:.0f} MB of weights, imports done, one process each, files in the page cache"
-    return [
-        ratio_row(
-            "loading a checkpoint", seconds["lerobot"], seconds["native"], 3.0, f"{how}; LeRobot from_pretrained"
-        ),
-        figure_row(
-            "loading, peak memory",
-            peak["native"],
-            "times the weights",
-            f"{how}; growth of VmHWM; LeRobot {peak['lerobot']:.2f} times",
-            at_most=1.3,
-        ),
-    ]
+    rows = []
+    for kind, what in kinds.items():
+        barred = kind != "engine"  # LeRobot prepares nothing
+        bar = 3.0 if barred else None
+        speed = f"{how}; LeRobot from_pretrained"
+        rows.append(ratio_row(f"loading, {what}", seconds["lerobot"], seconds[kind], bar, speed))
+        memory = f"{how}; growth of VmHWM; LeRobot {peak['lerobot']:.2f} times"
+        at_most = 1.3 if barred else None
+        rows.append(figure_row(f"peak memory, {what}", peak[kind], "times the weights", memory, at_most))
+    return rows
 
 
 # --- growth ---

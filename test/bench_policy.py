@@ -377,7 +377,7 @@ def load_rows(pair: Pair, repeats: int) -> list[Row]:
     how = f"a folder of {weights / 1e6:.0f} MB of weights, imports done, one process each, files in the page cache"
     rows = []
     for kind, what in kinds.items():
-        barred = kind != "engine"  # LeRobot prepares nothing
+        barred = kind == "mapped"
         bar = 3.0 if barred else None
         speed = f"{how}; LeRobot from_pretrained"
         rows.append(ratio_row(f"loading, {what}", seconds["lerobot"], seconds[kind], bar, speed))

@@ -1,0 +1,30 @@
+"""What the documents show to type works as shown."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_policy_documents_example_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/policy.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(example, names)
+    assert names["actions"].shape == (1, 16, 7)
+    assert "transformer in use: the actions differ by" in capsys.readouterr().out
+
+
+def test_what_the_documents_point_at_is_there():
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        links = re.findall(r"\]\(([^)#]+)\)", document.read_text())
+        missing = [link for link in links if not (document.parent / link).exists()]
+        assert not missing, f"{document.name} points at {missing}"
+        assert links or document.name not in ("README.md", "policy.md")
+
+
+def test_every_target_a_document_names_is_in_the_makefile():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        named = set(re.findall(r"`?make ([a-z-]+)", re.sub(r"\bmake (it|a|the)\b", "", document.read_text())))
+        assert named <= targets, f"{document.name} names {named - targets}"

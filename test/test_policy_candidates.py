@@ -117,14 +117,24 @@ def test_the_policy_keeps_the_candidate_that_goes_on_with_the_motion(policies):
 
 
 def test_a_weaker_policy_changes_the_choice(policies):
+    """Written out after arXiv 2408.17355, eq. 4: near to one's own candidates, far from the weaker policy's."""
     policy, weaker = policies
-    batch, noise = make_batch(policy.config, 1), torch.randn(6, 16, 7)
+    batch, noise = make_batch(policy.config, 1), torch.randn(6, 16, 7, generator=torch.Generator().manual_seed(2))
     sampling = Sampling(candidates=6)
     candidates = policy.predict_candidates(batch, sampling, noise)
     proposed = weaker.predict_candidates(batch, Sampling(candidates=6), generator=generator())
-    chosen = choose_candidate(policy.action_normalizer(candidates), weaker=policy.action_normalizer(proposed))
+    ours, theirs = (policy.action_normalizer(chunks)[0].tolist() for chunks in (candidates, proposed))
+
+    def mean_distance(one, others):
+        return sum(math.dist(a, b) for other in others for a, b in zip(one, other, strict=True)) / len(others)
+
+    alone = [mean_distance(one, ours) for one in ours]
+    contrast = [mean_distance(one, ours) - mean_distance(one, theirs) for one in ours]
+    without, best = alone.index(min(alone)), contrast.index(min(contrast))
+    assert without != best
+    assert torch.equal(policy.predict_chunk(batch, sampling, noise), candidates[:, without])
     chunk = policy.predict_chunk(batch, sampling, noise, generator(), weaker=weaker)
-    assert torch.equal(chunk, candidates[:, chosen.item()])
+    assert torch.equal(chunk, candidates[:, best])
 
 
 def test_arguments_without_effect_are_refused(policies):

@@ -325,7 +325,7 @@ def test_all_that_is_wrong_with_a_choice_is_said_at_once():
         candidates=0,
         coherence_decay=1.5,
         joining="glue",
-        max_guidance=math.inf,
+        max_joining_weight=math.inf,
     )
     with pytest.raises(ValueError, match="the policy cannot be sampled like that") as raised:
         wrong.resolve(config)
@@ -335,8 +335,8 @@ def test_all_that_is_wrong_with_a_choice_is_said_at_once():
         "guidance_scale 2.0 needs a policy trained with instruction_dropout",
         "candidates must be a whole number of at least 1, got 0",
         "coherence_decay must be above 0 and at most 1, got 1.5",
-        "joining must be one of guided, guided_cheap, prefix, or None; got 'glue'",
-        "max_guidance must be positive and finite, got inf",
+        "joining must be one of auto, guided, guided_cheap, prefix, or None; got 'glue'",
+        "max_joining_weight must be positive and finite, got inf",
     ):
         assert part in str(raised.value)
 

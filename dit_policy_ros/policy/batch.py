@@ -1,6 +1,6 @@
 """What a policy is given, checked: each thing that does not fit is refused by name, with what was expected."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class BatchReader:
     def count(self, batch: Mapping[str, Any]) -> int:
         """How many samples a batch has: as many as its first input says."""
         key = next(iter(self._config.input_features))
-        shape = _as_tensor(key, self.entry(batch, key)).shape
+        shape = as_tensor(key, self.entry(batch, key)).shape
         if not shape:
             raise ValueError(f"{key} is a single number; its first dimension must be the batch")
         return shape[0]
@@ -43,8 +43,11 @@ class BatchReader:
         tasks = batch.get(TASK)
         if tasks is None and isinstance(self._config.observation_encoder.text, NoTextConfig):
             return None
-        if tasks is None or isinstance(tasks, str) or len(tasks) != count:
+        if tasks is None or isinstance(tasks, str) or not isinstance(tasks, Iterable) or len(list(tasks)) != count:
             raise ValueError(f"batch[{TASK!r}] must be a list of {count} instructions, one a sample; got {tasks!r}")
+        for sample, task in enumerate(tasks):
+            if not isinstance(task, str):
+                raise ValueError(f"batch[{TASK!r}][{sample}] must be an instruction in words, got {task!r}")
         return list(tasks)
 
     def state(self, key: str, value: Any) -> Tensor:
@@ -80,7 +83,7 @@ class BatchReader:
 
     def shaped(self, key: str, value: Any, shape: Shape) -> Tensor:
         """A value as a tensor of a shape."""
-        value = _as_tensor(key, value)
+        value = as_tensor(key, value)
         fits = [wanted in (None, length) for length, wanted in zip(value.shape, shape, strict=False)]
         if len(value.shape) == len(shape) and all(fits):
             return value
@@ -95,7 +98,8 @@ class BatchReader:
         raise ValueError(message)
 
 
-def _as_tensor(key: str, value: Any) -> Tensor:
+def as_tensor(key: str, value: Any) -> Tensor:
+    """A tensor, or an array or list of numbers, as a tensor. Raises ValueError, calling it by `key`."""
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -223,7 +223,7 @@ class MultitaskDiTPolicy(nn.Module):
 
         noise (B * candidates, horizon, A) is the start of the loop, drawn from the generator if not given.
         unconditional (B, C) is `encode(batch, without_instruction=True)`, needed for a guidance_scale other than 1.
-        join (realtime.join_target) makes the chunk agree with the one in motion, by `sampling.joining`. Raises
+        join (realtime.join_target) makes the chunk agree with the one in motion, by `join.joining`. Raises
         ValueError for choices the policy cannot follow and noise that does not fit.
         """
         chosen = sampling.resolve(self.config)
@@ -241,13 +241,13 @@ class MultitaskDiTPolicy(nn.Module):
         step_noise = draw_step_noise(plan, noise, generator)
         if join is not None:
             join = join.repeat(chosen.candidates)
-        if join is not None and chosen.joining in ("guided", "guided_cheap"):
+        if join is not None and join.joining in ("guided", "guided_cheap"):
             with differentiable():
                 network = self.network(plan, conditioning, unconditional, chosen.guidance_scale, chosen.candidates)
-                network = guided(network, plan, join, chosen.max_guidance, cheap=chosen.joining == "guided_cheap")
+                network = guided(network, plan, join, chosen.max_joining_weight, cheap=join.joining == "guided_cheap")
                 # A tensor made in inference mode cannot be differentiated, its copy made outside can.
                 return plan.run(network, noise.clone(), step_noise)
-        prefix = join.prefix if join is not None and chosen.joining == "prefix" else None
+        prefix = join.prefix if join is not None and join.joining == "prefix" else None
         return self.denoise(plan, noise, step_noise, prefix, conditioning, unconditional, chosen.guidance_scale)
 
     def denoise(

@@ -19,11 +19,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args, get_type_hints
+from numbers import Integral
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
+from .batch import as_tensor
 from .configuration import ObjectiveConfig, PolicyConfig
 from .objectives import Diffusion, FlowMatching
 
@@ -31,6 +33,7 @@ Predict = Callable[[Tensor, int], Tensor]
 """(x (B, T, A), number of the call) -> the transformer's output (B, T, A)."""
 
 Joining = Literal["guided", "guided_cheap", "prefix"]
+JoiningChoice = Literal["auto", "guided", "guided_cheap", "prefix"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,11 @@ class Sampling:
     `candidates` chunks are sampled in one batch and the best is kept (candidates.py); how much a step's distance from
     the chunk in motion counts falls by `coherence_decay` a step.
 
-    `joining` says how a chunk is made to agree with the one in motion, if there is one (realtime.py): by guidance
-    with the network's Jacobian, by guidance without it, or by giving its committed steps as a clean prefix; None:
-    the chunk in motion only serves to choose among the candidates. `max_guidance` bounds the guidance's weight (beta in
-    arXiv 2506.07339).
+    `joining` says how a chunk is made to agree with the one in motion, if there is one (realtime.py): "guided" by its
+    gradient through the network, "guided_cheap" without the network's Jacobian, "prefix" by giving its committed steps
+    clean; "auto" takes the best of those that the policy and the chunk in motion allow (`realtime.choose_joining`).
+    None: the chunk in motion only serves to choose among the candidates. `max_joining_weight` bounds the weight of that
+    pull (beta in arXiv 2506.07339); it has nothing to do with `guidance_scale`, which is about the instruction.
     """
 
     sampler: str | None = None
@@ -53,20 +57,22 @@ class Sampling:
     guidance_scale: float | None = None
     candidates: int = 1
     coherence_decay: float = 0.9
-    joining: Joining | None = "guided"
-    max_guidance: float = 5.0
+    joining: JoiningChoice | None = "auto"
+    max_joining_weight: float = 5.0
 
     def resolve(self, config: PolicyConfig) -> "ResolvedSampling":
         """The same with nothing left open. Raises ValueError naming every choice the policy cannot follow."""
         objective = config.objective
         resolved = ResolvedSampling(
             sampler=getattr(objective, "sampler", "") if self.sampler is None else self.sampler,
-            denoising_steps=objective.denoising_steps if self.denoising_steps is None else self.denoising_steps,
+            denoising_steps=_as_int(
+                objective.denoising_steps if self.denoising_steps is None else self.denoising_steps
+            ),
             guidance_scale=config.guidance_scale if self.guidance_scale is None else self.guidance_scale,
-            candidates=self.candidates,
+            candidates=_as_int(self.candidates),
             coherence_decay=self.coherence_decay,
             joining=self.joining,
-            max_guidance=self.max_guidance,
+            max_joining_weight=self.max_joining_weight,
         )
         problems = [*_sampler_problems(objective, resolved.sampler, resolved.denoising_steps), *resolved.problems()]
         if resolved.guidance_scale != 1 and config.instruction_dropout == 0:
@@ -91,8 +97,8 @@ class ResolvedSampling:
     guidance_scale: float
     candidates: int
     coherence_decay: float
-    joining: Joining | None
-    max_guidance: float
+    joining: JoiningChoice | None
+    max_joining_weight: float
 
     def problems(self) -> list[str]:
         """What is wrong whatever the policy, a sentence each."""
@@ -103,10 +109,11 @@ class ResolvedSampling:
             found.append(f"candidates must be a whole number of at least 1, got {self.candidates}")
         if not 0 < self.coherence_decay <= 1:
             found.append(f"coherence_decay must be above 0 and at most 1, got {self.coherence_decay}")
-        if self.joining is not None and self.joining not in get_args(Joining):
-            found.append(f"joining must be one of {', '.join(get_args(Joining))}, or None; got {self.joining!r}")
-        if not (math.isfinite(self.max_guidance) and self.max_guidance > 0):
-            found.append(f"max_guidance must be positive and finite, got {self.max_guidance}")
+        choices = get_args(JoiningChoice)
+        if self.joining is not None and self.joining not in choices:
+            found.append(f"joining must be one of {', '.join(choices)}, or None; got {self.joining!r}")
+        if not (math.isfinite(self.max_joining_weight) and self.max_joining_weight > 0):
+            found.append(f"max_joining_weight must be positive and finite, got {self.max_joining_weight}")
         return found
 
 
@@ -127,8 +134,12 @@ def _sampler_problems(objective: ObjectiveConfig, sampler: str, steps: int) -> l
 
 
 def is_whole(number: object) -> bool:
-    """Whether it is an int; True and False are none."""
-    return isinstance(number, int) and not isinstance(number, bool)
+    """Whether it is an integer, Python's or NumPy's; True and False are none."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
+
+
+def _as_int(number: int) -> int:
+    return int(number) if is_whole(number) else number  # what is no whole number is refused, by its own name
 
 
 def draw_noise(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -137,8 +148,12 @@ def draw_noise(shape: Sequence[int], like: Tensor, generator: torch.Generator | 
     return torch.randn(tuple(shape), generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
-def check_noise(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The noise a caller gives, as it is. Raises ValueError if its shape, dtype or values cannot be meant."""
+def check_noise(noise: Any, shape: tuple[int, ...]) -> Tensor:
+    """The noise a caller gives, a tensor or array, as a tensor.
+
+    Raises ValueError if its shape, dtype or values cannot be meant.
+    """
+    noise = as_tensor("noise", noise)
     if tuple(noise.shape) != shape:
         raise ValueError(f"noise must have the shape {shape} (batch, horizon, actions), got {tuple(noise.shape)}")
     if not noise.is_floating_point():

@@ -1,7 +1,10 @@
 """Samplers against diffusers' schedulers, and against solutions known in closed form."""
 
+import copy
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -13,7 +16,7 @@ from diffusers import (
 )
 
 from dit_policy_ros.policy.configuration import DiffusionConfig, FlowMatchingConfig, PolicyConfig
-from dit_policy_ros.policy.objectives import Diffusion, FlowMatching, cosine_alphas_cumprod, masked_mse
+from dit_policy_ros.policy.objectives import PLANS, Diffusion, FlowMatching, cosine_alphas_cumprod, masked_mse
 from dit_policy_ros.policy.sampling import (
     Sampling,
     diffusion_timesteps,
@@ -299,6 +302,50 @@ def test_no_sampler_waits_for_the_device():
             x = torch.empty(2, 6, 3, device="meta")
             step_noise = torch.empty(5, 2, 6, 3, device="meta") if plan.draws_noise else None
             assert plan.run(lambda x, call, t=plan.timesteps: x * t[call], x, step_noise, x[:, :2]).shape == x.shape
+
+
+def test_a_plan_is_made_once():
+    """For as long as the objective is what it was."""
+    for objective, sampler in ((Diffusion(DiffusionConfig()), "ddim"), (FlowMatching(FlowMatchingConfig()), "heun")):
+        plan = make_plan(objective, sampler, 5, "cpu")
+        assert make_plan(objective, sampler, np.int64(5), torch.device("cpu")) is plan
+        assert make_plan(objective, sampler, 6, "cpu").steps == 6
+        assert make_plan(objective, sampler, 5, "meta").timesteps.device.type == "meta"
+        assert make_plan(objective, sampler, 5, "cpu") is plan
+        for steps in range(1, 100):
+            make_plan(objective, sampler, steps, "cpu")
+        assert len(objective.plans) == PLANS
+        copied = copy.deepcopy(objective)
+        assert len(copied.plans) == 0
+        assert len(pickle.loads(pickle.dumps(objective)).plans) == 0
+        assert objective.state_dict() == {}
+        assert make_plan(copied, sampler, 5, "cpu") is not make_plan(objective, sampler, 5, "cpu")
+
+
+def test_a_plan_is_made_anew_where_the_objective_changed():
+    objective = Diffusion(DiffusionConfig())
+    plan = make_plan(objective, "ddim", 5, "cpu")
+    objective.config.timestep_spacing = "leading"
+    assert make_plan(objective, "ddim", 5, "cpu").timesteps.tolist() == [80, 60, 40, 20, 0]
+    objective.config.timestep_spacing = "trailing"
+    objective.to(torch.bfloat16)
+    coarse = make_plan(objective, "ddim", 5, "cpu")
+    assert coarse.levels != plan.levels
+    objective.reset_buffers("cpu")
+    assert make_plan(objective, "ddim", 5, "cpu").levels == plan.levels
+    flow = FlowMatching(FlowMatchingConfig())
+    make_plan(flow, "euler", 4, "cpu")
+    flow.config.timestep_scale = 1000.0
+    assert make_plan(flow, "euler", 4, "cpu").timesteps.tolist() == [0, 250, 500, 750]
+
+
+def test_a_plan_made_in_inference_mode_serves_outside_of_it():
+    objective = FlowMatching(FlowMatchingConfig())
+    with torch.inference_mode():
+        plan = make_plan(objective, "euler", 2, "cpu")
+    weight = torch.ones(1, requires_grad=True)
+    (plan.timesteps * weight).sum().backward()
+    assert weight.grad.item() == plan.timesteps.sum().item()
 
 
 def test_guidance_extrapolates_from_the_unconditional():

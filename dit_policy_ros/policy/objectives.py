@@ -6,11 +6,17 @@ normalised, (B, horizon, A).
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from .configuration import DiffusionConfig, FlowMatchingConfig, ObjectiveConfig
+from .recent import Recent
+
+PLANS = 16
+"""How many plans an objective keeps: a policy is sampled in few ways. A plan is a few kB."""
 
 
 def cosine_alphas_cumprod(num_train_timesteps: int) -> Tensor:
@@ -43,7 +49,20 @@ def masked_mse(prediction: Tensor, target: Tensor, is_pad: Tensor | None) -> Ten
     return (error * keep).sum() / (keep.sum() * error.shape[-1]).clamp_min(1)
 
 
-class Diffusion(nn.Module):
+class Objective(nn.Module):
+    """What is common to the objectives: the sampling plans made of their tables (sampling.make_plan)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plans: Recent[Any] = Recent(PLANS)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moved or cast, the tables are others, and so are plans made of them."""
+        self.plans.clear()
+        return super()._apply(fn, recurse)
+
+
+class Diffusion(Objective):
     """DDPM: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (arXiv 2006.11239, eq. 4).
 
     The target is the noise, x_0, or v = sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x_0 (arXiv 2202.00512,
@@ -61,6 +80,7 @@ class Diffusion(nn.Module):
         """Makes the table that is not in the state_dict anew, on a device."""
         table = cosine_alphas_cumprod(self.config.num_train_timesteps)
         self.register_buffer("alphas_cumprod", table.to(device), persistent=False)
+        self.plans.clear()
 
     @property
     def clean_timestep(self) -> float:
@@ -83,7 +103,7 @@ class Diffusion(nn.Module):
         return signal * clean + spread * noise, targets[self.config.prediction_type]
 
 
-class FlowMatching(nn.Module):
+class FlowMatching(Objective):
     """Straight lines from noise (t=0) to data (t=1); the target is their velocity (arXiv 2210.02747, eq. 20 to 23)."""
 
     def __init__(self, config: FlowMatchingConfig):

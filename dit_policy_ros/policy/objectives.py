@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .configuration import DiffusionConfig, FlowMatchingConfig, ObjectiveConfig
+from .objective_configuration import DiffusionConfig, FlowMatchingConfig, ObjectiveConfig
 from .recent import Recent
 
 PLANS = 16

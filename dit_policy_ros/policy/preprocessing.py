@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .configuration import VisionConfig
+from .vision_configuration import VisionConfig
 
 
 class Preprocessor(nn.Module):

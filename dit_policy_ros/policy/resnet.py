@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .configuration import ResNetConfig
+from .vision_configuration import ResNetConfig
 
 
 class FilmConvolution(nn.Module):

@@ -10,16 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .configuration import (
-    ClipVisionConfig,
-    ConfigurationError,
-    DinoV3VisionConfig,
-    ResNetConfig,
-    VisionConfig,
-    ViTConfig,
-)
+from .contradictions import ConfigurationError
 from .resnet import ResNet
 from .towers import load_tower, reset_tower_buffers
+from .vision_configuration import ClipVisionConfig, DinoV3VisionConfig, ResNetConfig, VisionConfig, ViTConfig
 
 
 class TextPooling(nn.Module):

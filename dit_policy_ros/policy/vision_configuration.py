@@ -1,0 +1,219 @@
+"""The vision encoders' configurations: from the camera's picture to the encoder's input, and what the encoder is."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import draccus
+
+from .contradictions import not_finite, not_positive, unknown_choices
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass
+class VisionConfig(draccus.ChoiceRegistry):
+    """What is common to the vision encoders: from the camera's picture to the encoder's input.
+
+    The picture is scaled, keeping its aspect ratio, until it just covers `resize_shape` (`resize_mode`
+    "stretch", for LeRobot's checkpoints, scales it to exactly that shape instead), then cut to `crop_shape`
+    (default: `resize_shape`): at the centre at inference, anywhere at training if `crop_is_random`. Training may
+    also shift the window by up to `random_shift` pixels, edges replicated (DrQ-v2, arXiv 2107.09645). Shapes are
+    (H, W).
+    """
+
+    resize_shape: tuple[int, int] | None = None
+    resize_mode: Literal["cover", "stretch"] = "cover"
+    crop_shape: tuple[int, int] | None = None
+    crop_is_random: bool = True
+    random_shift: int = 0
+    use_separate_encoder_per_camera: bool = False
+    lr_multiplier: float = 1.0
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def default_choice_name(cls) -> str:
+        """The type meant where a configuration names none."""
+        return "clip"
+
+    @property
+    def is_modulated_by_text(self) -> bool:
+        """Whether a picture's feature depends on the instruction."""
+        return False
+
+    def input_shape(self, image_shape: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the encoder's input for a picture of (H, W) pixels."""
+        return self.crop_shape or self.resize_shape or image_shape
+
+    def problems(self) -> list[str]:
+        """What contradicts itself here, a sentence each."""
+        found = unknown_choices(self, "vision") + not_finite(self, "vision")
+        if self.crop_shape and self.resize_shape and exceeds(self.crop_shape, self.resize_shape):
+            found.append(
+                f"vision.crop_shape {self.crop_shape} does not fit into vision.resize_shape {self.resize_shape}"
+            )
+        for name in ("resize_shape", "crop_shape"):
+            shape = getattr(self, name)
+            if shape is not None and min(shape) < 1:
+                found.append(f"vision.{name} must be positive, got {shape}")
+        if self.resize_mode == "stretch" and self.resize_shape is None:
+            found.append("vision.resize_mode stretch needs vision.resize_shape: the shape to stretch to")
+        if self.random_shift < 0:
+            found.append(f"vision.random_shift must be at least 0 pixels, got {self.random_shift}")
+        if self.lr_multiplier < 0:
+            found.append(f"vision.lr_multiplier must be at least 0, got {self.lr_multiplier}")
+        if min(self.image_std) <= 0:
+            found.append(f"vision.image_std must be positive, got {self.image_std}")
+        return found
+
+    def input_problems(self, image_shape: tuple[int, int], camera: str) -> list[str]:
+        """What a camera's pictures of (H, W) contradict here, a sentence each."""
+        if self.crop_shape and not self.resize_shape and exceeds(self.crop_shape, image_shape):
+            return [f"vision.crop_shape {self.crop_shape} does not fit into {camera} of {image_shape}"]
+        return []
+
+
+@dataclass
+class ViTConfig(VisionConfig):
+    """The CLS token of a vision transformer. `backbone` is a hub name or a local folder holding its weights.
+
+    If `backbone_config` (the fields of transformers' configuration of that model) is given, the ViT is built
+    from it with random weights and `backbone` is not read: to train from scratch, and how a checkpoint loads
+    without a network.
+
+    `text_pooling` adds, beside the CLS token, an attention pooling of the patch tokens whose query is the
+    instruction's feature, with `text_pooling_heads` heads: the words choose where to look. Checkpoints of
+    LeRobot and of the original have none.
+    """
+
+    resize_shape: tuple[int, int] | None = (256, 256)
+    crop_shape: tuple[int, int] | None = (224, 224)
+    lr_multiplier: float = 0.1
+    backbone: str = ""
+    backbone_config: dict[str, Any] | None = None
+    text_pooling: bool = False
+    text_pooling_heads: int = 8
+
+    @property
+    def is_modulated_by_text(self) -> bool:
+        """Whether a picture's feature depends on the instruction."""
+        return self.text_pooling
+
+    def problems(self) -> list[str]:
+        """What contradicts itself here, a sentence each."""
+        found = super().problems() + not_positive(self, "vision", "text_pooling_heads")
+        if not self.backbone and self.backbone_config is None:
+            found.append("vision.backbone must be a hub name or a local folder")
+        width = (self.backbone_config or {}).get("hidden_size")
+        if self.text_pooling and width and self.text_pooling_heads > 0 and width % self.text_pooling_heads:
+            found.append(
+                f"vision.text_pooling_heads {self.text_pooling_heads} does not divide the backbone's width {width}"
+            )
+        return found
+
+
+@VisionConfig.register_subclass("clip")
+@dataclass
+class ClipVisionConfig(ViTConfig):
+    """A CLIP ViT (arXiv 2103.00020).
+
+    `use_post_layernorm` is off by default because LeRobot reads the CLS token before CLIP's last norm: its
+    checkpoints, the only ones in circulation, need that. The original's checkpoints (timm) need it on.
+    """
+
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+    backbone: str = "openai/clip-vit-base-patch16"
+    use_post_layernorm: bool = False
+
+    def input_problems(self, image_shape: tuple[int, int], camera: str) -> list[str]:
+        """What a camera's pictures of (H, W) contradict here, a sentence each."""
+        shape, size = self.input_shape(image_shape), (self.backbone_config or {}).get("image_size")
+        found = super().input_problems(image_shape, camera)
+        if size and shape != (size, size):
+            found.append(
+                f"this CLIP backbone takes pictures of {size}x{size}, it would get {shape[0]}x{shape[1]} of {camera}; "
+                f"set vision.crop_shape=[{size},{size}]"
+            )
+        return found
+
+
+@VisionConfig.register_subclass("dinov3")
+@dataclass
+class DinoV3VisionConfig(ViTConfig):
+    """A DINOv3 ViT (arXiv 2508.10104), its CLS token after the last norm. Its rotary positions take any picture
+    whose sides are multiples of the patch.
+    """
+
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    image_std: tuple[float, float, float] = IMAGENET_STD
+    backbone: str = "facebook/dinov3-vitb16-pretrain-lvd1689m"
+
+    def input_problems(self, image_shape: tuple[int, int], camera: str) -> list[str]:
+        """What a camera's pictures of (H, W) contradict here, a sentence each."""
+        shape, patch = self.input_shape(image_shape), (self.backbone_config or {}).get("patch_size")
+        found = super().input_problems(image_shape, camera)
+        if patch and (shape[0] % patch or shape[1] % patch):
+            found.append(
+                f"a DINOv3 of {patch}x{patch} patches takes pictures whose sides are multiples of {patch}, it would "
+                f"get {shape[0]}x{shape[1]} of {camera}; set vision.crop_shape"
+            )
+        return found
+
+
+@VisionConfig.register_subclass("resnet")
+@dataclass
+class ResNetConfig(VisionConfig):
+    """A convolutional encoder with GroupNorm and spatial soft-argmax keypoints, trained from scratch.
+
+    The stem is one convolution (`stem_channels`, `stem_kernel`, `stem_stride`). Each entry of `widths` is a
+    stage: a 3x3 convolution to that width (stride 2 but for the first stage), then `blocks_per_stage`
+    residual blocks. With `film`, the text feature scales and shifts the channels of every stage, so that the
+    words reach the pixels. The defaults see colours and positions in 64-pixel pictures and train on two CPU
+    cores in minutes; a deeper net is `widths=[64,128,256] blocks_per_stage=2`.
+    """
+
+    resize_shape: tuple[int, int] | None = (64, 64)
+    random_shift: int = 3
+    stem_channels: int = 32
+    stem_kernel: int = 6
+    stem_stride: int = 4
+    widths: tuple[int, ...] = (48,)
+    blocks_per_stage: int = 0
+    num_keypoints: int = 32
+    film: bool = True
+    norm_groups: int = 8
+
+    @property
+    def is_modulated_by_text(self) -> bool:
+        """Whether a picture's feature depends on the instruction."""
+        return self.film
+
+    def problems(self) -> list[str]:
+        """What contradicts itself here, a sentence each."""
+        found = super().problems()
+        if not self.widths:
+            found.append("vision.widths must name at least one stage, e.g. [48]")
+        found += not_positive(self, "vision", "stem_channels", "stem_stride", "num_keypoints", "norm_groups")
+        if self.stem_kernel < self.stem_stride:
+            found.append(
+                f"vision.stem_kernel {self.stem_kernel} is smaller than vision.stem_stride {self.stem_stride}: "
+                "pixels between the windows would not be seen"
+            )
+        if self.norm_groups > 0:
+            for channels in (self.stem_channels, *self.widths):
+                if channels < 1 or channels % self.norm_groups:
+                    found.append(
+                        f"vision: {channels} channels do not divide into norm_groups {self.norm_groups} groups"
+                    )
+        if self.blocks_per_stage < 0:
+            found.append(f"vision.blocks_per_stage must be at least 0, got {self.blocks_per_stage}")
+        return found
+
+
+def exceeds(shape: tuple[int, int], bound: tuple[int, int]) -> bool:
+    """Whether an (H, W) is larger than another in any direction."""
+    return shape[0] > bound[0] or shape[1] > bound[1]

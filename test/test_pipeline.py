@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,9 @@ import torch
 from policy_fixtures import INSTRUCTIONS, demo_config, make_stats
 
 from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.policy.configuration import ClipVisionConfig, DinoV3VisionConfig, ObservationEncoderConfig
 from dit_policy_ros.policy.engine import PolicyEngine
+from dit_policy_ros.policy.fast_vision import FastViT
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
 from dit_policy_ros.runtime.frames import FrameFeatures
@@ -154,6 +157,54 @@ def test_warm_up_reports_the_fast_paths(make_policy, embodiment) -> None:
     pipeline = ChunkPipeline(policy, embodiment, ObservationBuffer(embodiment, 2), Gate(embodiment), lambda: NOW_NS)
     assert pipeline.warm_up(1) > 0
     assert {report.name: report.used for report in pipeline.path_reports} == {"vision": False, "transformer": True}
+
+
+def mirrored(self: FastViT, pixels: torch.Tensor) -> torch.Tensor:
+    return CUT(self, pixels.flip(-1))
+
+
+def transposed(self: FastViT, pixels: torch.Tensor) -> torch.Tensor:
+    return CUT(self, pixels.transpose(-1, -2))
+
+
+def unpositioned(self: FastViT, pixels: torch.Tensor) -> None:
+    return None
+
+
+CUT = FastViT._cut
+TOWER = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
+VISION = {
+    "clip": ClipVisionConfig(resize_shape=(20, 20), crop_shape=(16, 16), backbone_config=TOWER | {"image_size": 16}),
+    "dinov3": DinoV3VisionConfig(resize_shape=(20, 20), crop_shape=(16, 16), backbone_config=TOWER),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "defect"),
+    [
+        ("clip", None),
+        ("clip", ("_cut", mirrored)),
+        ("clip", ("_cut", transposed)),
+        ("dinov3", None),
+        ("dinov3", ("_cut", mirrored)),
+        ("dinov3", ("_turns_for", unpositioned)),
+    ],
+)
+def test_warm_up_finds_a_vision_that_mixes_up_places(
+    make_policy, embodiment, monkeypatch: pytest.MonkeyPatch, kind: str, defect: tuple[str, object] | None
+) -> None:
+    old = make_policy(0.001)
+    text = old.config.observation_encoder.text
+    config = replace(old.config, observation_encoder=ObservationEncoderConfig(VISION[kind], text))
+    torch.manual_seed(0)
+    policy = MultitaskDiTPolicy(config, old.stats)
+    torch.nn.init.normal_(policy.noise_predictor.transformer_blocks[0].adaLN_modulation[1].weight, std=0.1)
+    if defect is not None:
+        monkeypatch.setattr(FastViT, *defect)
+    pipeline = ChunkPipeline(policy, embodiment, ObservationBuffer(embodiment, 2), Gate(embodiment), lambda: NOW_NS)
+    pipeline.warm_up(0)
+    (report,) = [report for report in pipeline.path_reports if report.name == "vision"]
+    assert report.used == (defect is None), report
 
 
 def test_a_chunk_is_the_policys_for_the_window(make_policy, embodiment, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ denoising loop, and that features computed earlier may stand in a batch for the 
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -31,10 +31,7 @@ FRAMES_WITHOUT_INSTRUCTION = "frame_features_without_instruction"
 """The same for guidance by the instruction, needed where the words modulate vision."""
 
 TABLES = 8
-"""How many plans' timestep tables are kept: 7 MB for a plan of 100 calls at the default size.
-
-Not fewer than the graphs kept: a graph reads its plan's table, and both are forgotten in order of their last use.
-"""
+"""How many plans' timestep tables are kept, 7 MB for a plan of 100 calls at the default size, and how many graphs."""
 
 VISION, TRANSFORMER, COMPILE, CUDA_GRAPH = "vision", "transformer", "compile", "cuda_graph"
 
@@ -43,7 +40,7 @@ class FastPaths:
     """The fast forms of one policy's parts, and which of them are in use.
 
     While `verifying`, a path that fails raises. `why_not` says of each path that could not be built what prevented it;
-    `broken` are those for which that is a defect.
+    `broken` are those for which that is a defect. `lost` says of each path that failed later, in use, how it did.
     """
 
     def __init__(self, policy: MultitaskDiTPolicy, dtype: torch.dtype, compile: bool, cuda_graphs: bool):
@@ -54,6 +51,7 @@ class FastPaths:
         self.available: list[str] = []
         self.why_not: dict[str, str] = {}
         self.broken: set[str] = set()
+        self.lost: dict[str, str] = {}
         self._tables: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
         self._build(VISION, lambda: self._make_vits(policy, dtype))
         self._build(TRANSFORMER, lambda: self._make_transformer(policy, dtype, packed=not compile))
@@ -88,7 +86,8 @@ class FastPaths:
         except Exception as error:  # if it is the function's own, the function says so below
             if self.verifying:
                 raise
-            logger.warning("fast path %s is not in use any more, its capture failed: %s", CUDA_GRAPH, error)
+            self.lost[CUDA_GRAPH] = f"{type(error).__name__}: {error}"
+            logger.warning("fast path %s is not in use any more, a graph failed: %s", CUDA_GRAPH, error)
             self.in_use.discard(CUDA_GRAPH)
             self.graphs.clear()
             return function(*inputs)
@@ -129,7 +128,8 @@ class FastPaths:
 class FastPolicy(MultitaskDiTPolicy):
     """The given policy, sharing its modules, with the paths in `paths.in_use` instead of the plain ones.
 
-    Not thread-safe, and made of the weights as they are, which must stay so. It is in evaluation mode for good.
+    Not thread-safe, and made of the weights as they are, which must stay so. What it computes is that of evaluation
+    mode, also if the policy, whose modules these are, has been put into training mode since.
     """
 
     def __init__(self, policy: MultitaskDiTPolicy, paths: FastPaths):
@@ -149,7 +149,13 @@ class FastPolicy(MultitaskDiTPolicy):
             raise ValueError(
                 f"an observation without frames and states; the policy takes {list(self.config.input_features)}"
             )
+        if len(parts[0]) == 0:
+            raise ValueError("the frames are an empty batch")
         return len(parts[0])
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode inside, as in `predict_candidates`."""
+        return self._evaluation(self)
 
     def encode(self, batch: Mapping[str, Any], without_instruction: bool | Tensor = False) -> Tensor:
         """As the policy's; a batch may hold FRAMES in place of the pictures."""
@@ -170,6 +176,8 @@ class FastPolicy(MultitaskDiTPolicy):
         """As the policy's; the projected feature of an instruction is kept, since its weights stay as they are."""
         if tasks is None or self.observation_encoder.text_encoder is None or without_instruction is not False:
             return super().text_features(tasks, without_instruction)
+        if not all(isinstance(task, str) and task.strip() for task in tasks):
+            return super().text_features(tasks)  # which says what is wrong with which of them
         plain = super().text_features
 
         def encode(task: str) -> Tensor:
@@ -192,7 +200,7 @@ class FastPolicy(MultitaskDiTPolicy):
         if TRANSFORMER not in self.paths.in_use or not torch.is_inference_mode_enabled():
             return super().network(plan, conditioning, unconditional, guidance_scale, candidates, prefix_steps)
         part = self._conditioning_part(conditioning, unconditional, candidates)
-        return self._fast_network(plan, part, guidance_scale, prefix_steps)
+        return self._fast_network(plan, self.paths.table(plan), part, guidance_scale, prefix_steps)
 
     def denoise(
         self,
@@ -208,13 +216,15 @@ class FastPolicy(MultitaskDiTPolicy):
         in_use = self.paths.in_use
         if not {CUDA_GRAPH, TRANSFORMER} <= in_use or not torch.is_inference_mode_enabled():
             return super().denoise(plan, x, step_noise, prefix, conditioning, unconditional, guidance_scale)
-        self.paths.table(plan)  # made outside the graph
-        plain = partial(super().denoise, plan)
+        table = self.paths.table(plan)  # made outside the graph, which reads it: the loop keeps it alive
 
         def loop(
             x: Tensor, step_noise: Tensor | None, prefix: Tensor | None, with_it: Tensor, without: Tensor | None
         ) -> Tensor:
-            return plain(x, step_noise, prefix, with_it, without, guidance_scale)
+            part = self._conditioning_part(with_it, without, len(x) // len(with_it))
+            prefix_steps = 0 if prefix is None else prefix.shape[1]
+            network = self._fast_network(plan, table, part, guidance_scale, prefix_steps)
+            return plan.run(network, x, step_noise, prefix)
 
         inputs = (x, step_noise, prefix, conditioning, unconditional)
         key = ("denoise", plan.sampler, plan.steps, guidance_scale, COMPILE in in_use)
@@ -227,14 +237,15 @@ class FastPolicy(MultitaskDiTPolicy):
         part = self.paths.transformer.conditioning_part(rows)
         return part if len(rows) == 1 else part.repeat_interleave(candidates, dim=1)
 
-    def _fast_network(self, plan: Plan, part: Tensor, guidance_scale: float, prefix_steps: int) -> Predict:
+    def _fast_network(
+        self, plan: Plan, table: Tensor, part: Tensor, guidance_scale: float, prefix_steps: int
+    ) -> Predict:
         paths = self.paths
         assert paths.transformer is not None
         transformer: Callable[[Tensor, Tensor], Tensor] = paths.transformer
         if COMPILE in paths.in_use and paths.compiled is not None:
             transformer = paths.compiled
-        table = paths.table(plan)
-        rows, known, guided = part[:, :, None], None, guidance_scale != 1
+        rows, known, by_words = part[:, :, None], None, guidance_scale != 1
         if prefix_steps:
             known = (torch.arange(self.config.horizon, device=table.device) < prefix_steps)[:, None]
 
@@ -242,7 +253,7 @@ class FastPolicy(MultitaskDiTPolicy):
             of_time = table[:, call, None, None]
             if known is not None:
                 of_time = torch.where(known, table[:, -1, None, None], of_time)
-            if not guided:
+            if not by_words:
                 return transformer(x, rows + of_time)
             out = transformer(torch.cat([x, x]), rows + of_time)
             return guide(out[: len(x)], out[len(x) :], guidance_scale)

@@ -4,6 +4,7 @@ After "A Careful Examination of Large Behavior Models" (arXiv 2507.05331) and Le
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -179,6 +180,8 @@ class MultitaskDiTPolicy(nn.Module):
         if text is None and self.text_modulates_vision:
             raise ValueError(f"the words modulate what this policy sees: encode_frame({camera_key!r}) needs `text`")
         images = self._reader.images(camera_key, images, (None,)).to(self.device)
+        if text is not None:
+            self._reader.shaped(f"the words for {camera_key}", text, (len(images), self.config.transformer.hidden_dim))
         return self.observation_encoder.image_features(camera_key, images.unsqueeze(1), text)[:, 0]
 
     def assemble(
@@ -188,7 +191,7 @@ class MultitaskDiTPolicy(nn.Module):
 
         state and environment_state (B, n_obs, S) in units; frames {camera key: (B, n_obs, image_dim)}; text
         (B, text_dim). In training mode `state_noise` is added. Raises ValueError for a part that is missing, not
-        taken, of another shape, or not finite.
+        taken, or of another shape, and for a state that is not finite.
         """
         encoder, config = self.observation_encoder, self.config
         taken = {STATE: state, ENVIRONMENT_STATE: environment_state, **frames, "text": text}
@@ -203,7 +206,14 @@ class MultitaskDiTPolicy(nn.Module):
                 states[0] = states[0] + config.state_noise * torch.randn_like(states[0])
         if self.environment_state_normalizer is not None:
             states.append(self.environment_state_normalizer(self._state(ENVIRONMENT_STATE, environment_state)))
-        count = len([*states, *frames.values()][0])
+        named = {
+            **dict(zip((key for key in (STATE, ENVIRONMENT_STATE) if key in given), states, strict=True)),
+            **frames,
+        }
+        counts = {key: len(part) for key, part in named.items()}
+        count = next(iter(counts.values()))
+        if any(each != count for each in counts.values()):
+            raise ValueError(f"the parts of the conditioning are of batches of different sizes: {counts}")
         for key, part in frames.items():
             self._reader.shaped(f"the feature of {key}", part, (count, config.n_obs_steps, encoder.image_dim))
         if text is not None:
@@ -242,9 +252,10 @@ class MultitaskDiTPolicy(nn.Module):
         if join is not None:
             join = join.repeat(chosen.candidates)
         if join is not None and join.joining in ("guided", "guided_cheap"):
-            with differentiable():
+            cheap = join.joining == "guided_cheap"
+            with nullcontext() if cheap else differentiable():
                 network = self.network(plan, conditioning, unconditional, chosen.guidance_scale, chosen.candidates)
-                network = guided(network, plan, join, chosen.max_joining_weight, cheap=join.joining == "guided_cheap")
+                network = guided(network, plan, join, chosen.max_joining_weight, cheap)
                 # A tensor made in inference mode cannot be differentiated, its copy made outside can.
                 return plan.run(network, noise.clone(), step_noise)
         prefix = join.prefix if join is not None and join.joining == "prefix" else None
@@ -428,7 +439,10 @@ class MultitaskDiTPolicy(nn.Module):
         return groups
 
     def _count(self, batch: Mapping[str, Any]) -> int:
-        return self._reader.count(batch)
+        count = self._reader.count(batch)
+        if count == 0:
+            raise ValueError("the batch is empty: its inputs have no sample")
+        return count
 
     def _state(self, key: str, value: Any) -> Tensor:
         """A state (B, n_obs, S) on the policy's device."""

@@ -68,20 +68,26 @@ class ChunkPipeline:
         self._observations = observations
         self._gate = gate
         self._now_ns = now_ns
-        self.path_reports: list[PathReport] = []  # of the last warm_up
+
+    @property
+    def path_reports(self) -> list[PathReport]:
+        """What the last warm_up found of the engine's fast paths, and which of them have failed since."""
+        return self._engine.reports
 
     def warm_up(self, chunks: int, sampling: Sampling = AS_CONFIGURED) -> float:
-        """Sample `chunks` chunks of grey images and a centred arm; returns the last one's duration in seconds.
+        """Sample `chunks` chunks of noise for pictures and an arm anywhere; returns the last one's duration in seconds.
 
         The first samples allocate, compile and fill caches; done here, none of that falls on the moving arm. Before
-        them the engine's fast paths are checked against the plain policy, with the result in `path_reports`.
+        them the engine's fast paths are checked against the plain policy, with the result in `path_reports`. The noise
+        is the same at every start; a picture of one colour would look the same mirrored or with its patches exchanged.
         """
         n_obs_steps = self._engine.policy.config.n_obs_steps
+        rng = np.random.default_rng(0)
         images = {
-            camera.name: np.full((n_obs_steps, 3, camera.height, camera.width), 127, np.uint8)
+            camera.name: rng.integers(0, 256, (n_obs_steps, 3, camera.height, camera.width), dtype=np.uint8)
             for camera in self._embodiment.cameras
         }
-        state = np.zeros((n_obs_steps, len(self._embodiment.state.joints)), np.float32)
+        state = rng.normal(size=(n_obs_steps, len(self._embodiment.state.joints))).astype(np.float32)
         tasks = self._engine.policy.config.tasks or ["warm up"]
         seconds = 0.0
         for number in range(-1, chunks):
@@ -89,7 +95,7 @@ class ChunkPipeline:
             observation = Observation(n_obs_steps * (number + 1) - 1, images, state, {}, stamps)
             task = tasks[number % len(tasks)]
             if number < 0:
-                self.path_reports = self._engine.verify(_batch(observation, task), sampling)
+                self._engine.verify(_batch(observation, task), sampling)
                 continue
             started = time.perf_counter()
             self._predict(observation, task, sampling)

@@ -98,12 +98,8 @@ class ClipVision(ViT):
 
     def check_input(self, shape: tuple[int, int]) -> None:
         """Raises ConfigurationError if the ViT, whose positions are learned, does not take pictures of shape (H, W)."""
-        size = self.model.config.image_size
-        if shape != (size, size):
-            raise ConfigurationError(
-                f"this CLIP backbone takes pictures of {size}x{size}, it would get {shape[0]}x{shape[1]}; "
-                f"set vision.crop_shape=[{size},{size}]"
-            )
+        for problem in ClipVisionConfig.size_problems(shape, self.model.config.image_size):
+            raise ConfigurationError(problem)
 
 
 class DinoV3Vision(ViT):
@@ -125,12 +121,8 @@ class DinoV3Vision(ViT):
 
     def check_input(self, shape: tuple[int, int]) -> None:
         """Raises ConfigurationError if a side of (H, W) is no multiple of the patch: the rest would not be seen."""
-        patch = self.model.config.patch_size
-        if shape[0] % patch or shape[1] % patch:
-            raise ConfigurationError(
-                f"a DINOv3 of {patch}x{patch} patches takes pictures whose sides are multiples of {patch}, it would "
-                f"get {shape[0]}x{shape[1]}; set vision.crop_shape"
-            )
+        for problem in DinoV3VisionConfig.size_problems(shape, self.model.config.patch_size):
+            raise ConfigurationError(problem)
 
     def train(self, mode: bool = True) -> "DinoV3Vision":
         """The positions stay those of evaluation mode."""

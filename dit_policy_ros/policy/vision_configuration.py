@@ -131,14 +131,19 @@ class ClipVisionConfig(ViTConfig):
 
     def input_problems(self, image_shape: tuple[int, int], camera: str) -> list[str]:
         """What a camera's pictures of (H, W) contradict here, a sentence each."""
-        shape, size = self.input_shape(image_shape), (self.backbone_config or {}).get("image_size")
+        size = (self.backbone_config or {}).get("image_size")
         found = super().input_problems(image_shape, camera)
-        if size and shape != (size, size):
-            found.append(
-                f"this CLIP backbone takes pictures of {size}x{size}, it would get {shape[0]}x{shape[1]} of {camera}; "
-                f"set vision.crop_shape=[{size},{size}]"
-            )
-        return found
+        return found + (self.size_problems(self.input_shape(image_shape), size, f" of {camera}") if size else [])
+
+    @staticmethod
+    def size_problems(shape: tuple[int, int], size: int, source: str = "") -> list[str]:
+        """What speaks against pictures of shape (H, W) for a backbone whose learned positions are for size x size."""
+        if shape == (size, size):
+            return []
+        return [
+            f"this CLIP backbone takes pictures of {size}x{size}, it would get {shape[0]}x{shape[1]}{source}; "
+            f"set vision.crop_shape=[{size},{size}]"
+        ]
 
 
 @VisionConfig.register_subclass("dinov3")
@@ -154,14 +159,19 @@ class DinoV3VisionConfig(ViTConfig):
 
     def input_problems(self, image_shape: tuple[int, int], camera: str) -> list[str]:
         """What a camera's pictures of (H, W) contradict here, a sentence each."""
-        shape, patch = self.input_shape(image_shape), (self.backbone_config or {}).get("patch_size")
+        patch = (self.backbone_config or {}).get("patch_size")
         found = super().input_problems(image_shape, camera)
-        if patch and (shape[0] % patch or shape[1] % patch):
-            found.append(
-                f"a DINOv3 of {patch}x{patch} patches takes pictures whose sides are multiples of {patch}, it would "
-                f"get {shape[0]}x{shape[1]} of {camera}; set vision.crop_shape"
-            )
-        return found
+        return found + (self.size_problems(self.input_shape(image_shape), patch, f" of {camera}") if patch else [])
+
+    @staticmethod
+    def size_problems(shape: tuple[int, int], patch: int, source: str = "") -> list[str]:
+        """What speaks against pictures of shape (H, W) for patches of that many pixels: a rest would not be seen."""
+        if shape[0] % patch == shape[1] % patch == 0:
+            return []
+        return [
+            f"a DINOv3 of {patch}x{patch} patches takes pictures whose sides are multiples of {patch}, it would "
+            f"get {shape[0]}x{shape[1]}{source}; set vision.crop_shape"
+        ]
 
 
 @VisionConfig.register_subclass("resnet")

@@ -9,6 +9,7 @@ from policy_fixtures import demo_config, make_batch, make_stats, randomize
 
 from dit_policy_ros.policy.configuration import DiffusionConfig, FlowMatchingConfig, PolicyConfig
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
+from dit_policy_ros.policy.noise import draw_step_noise
 from dit_policy_ros.policy.objectives import FlowMatching, make_objective
 from dit_policy_ros.policy.realtime import (
     ChunkInMotion,
@@ -19,7 +20,7 @@ from dit_policy_ros.policy.realtime import (
     join_target,
     overlap_weights,
 )
-from dit_policy_ros.policy.sampling import Sampling, draw_step_noise, make_plan
+from dit_policy_ros.policy.sampling import Sampling, make_plan
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
 
 FLOW = FlowMatchingConfig()

@@ -16,15 +16,11 @@ from diffusers import (
 )
 
 from dit_policy_ros.policy.configuration import DiffusionConfig, FlowMatchingConfig, PolicyConfig
+from dit_policy_ros.policy.diffusion_plan import diffusion_timesteps
+from dit_policy_ros.policy.noise import draw_step_noise
 from dit_policy_ros.policy.objectives import PLANS, Diffusion, FlowMatching, cosine_alphas_cumprod, masked_mse
-from dit_policy_ros.policy.sampling import (
-    Sampling,
-    diffusion_timesteps,
-    draw_step_noise,
-    guide,
-    make_plan,
-    token_timesteps,
-)
+from dit_policy_ros.policy.plan import guide, token_timesteps
+from dit_policy_ros.policy.sampling import Sampling, make_plan
 
 FLOW = FlowMatching(FlowMatchingConfig())
 

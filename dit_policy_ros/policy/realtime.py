@@ -50,7 +50,9 @@ from torch import Tensor
 
 from .batch import as_tensor
 from .configuration import PolicyConfig
-from .sampling import FlowPlan, Joining, JoiningChoice, Plan, Predict, is_whole
+from .flow_plan import FlowPlan
+from .plan import Plan, Predict
+from .sampling import Joining, JoiningChoice, is_whole
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ def their_config(clip: Path, cameras: int = 2, **changes: Any) -> MultiTaskDiTCo
 
 def their_policy(config: MultiTaskDiTConfig, seed: int = 0) -> MultiTaskDiTPolicy:
     """A LeRobot policy that predicts things of the size of normalised actions, in evaluation mode."""
+    torch.manual_seed(seed)  # of what is not randomized below: rounding grows with some projections
     policy = MultiTaskDiTPolicy(config).eval()
     randomize(policy.noise_predictor, seed)
     with torch.no_grad():  # random blocks give activations of size 10; actions are of size 1

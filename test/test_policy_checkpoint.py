@@ -401,7 +401,10 @@ def damage_config(folder, **changes):
         (lambda folder: damage_config(folder, surprise=1), "config.json is not a policy's configuration.*surprise"),
         (lambda folder: damage_config(folder, n_action_steps=17), "n_action_steps 17 exceeds"),
         (lambda folder: (folder / "dataset_stats.json").write_text("{}"), "statistics lack min of observation.state"),
-        (lambda folder: shutil.rmtree(folder / "tokenizer") or (folder / "tokenizer").mkdir(), "holds no tokenizer"),
+        (
+            lambda folder: shutil.rmtree(folder / "tokenizer") or (folder / "tokenizer").mkdir(),
+            "no tokenizer that transformers can read",
+        ),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(
                 (folder / "model.safetensors").read_bytes()[:1000]
@@ -435,7 +438,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(policy, folder, monkeypat
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_write_json", interrupt)
+    monkeypatch.setattr(checkpoint, "write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(folder, policy, EMBODIMENT, "")
     assert {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -20,7 +20,10 @@ from transformers import CLIPTextModel
 from dit_policy_ros.policy import interop_names
 from dit_policy_ros.policy.checkpoint import load_checkpoint
 from dit_policy_ros.policy.configuration import ClipVisionConfig
-from dit_policy_ros.policy.interop import InteropError, Options, infer_vision, to_native
+from dit_policy_ros.policy.interop_clip import infer_vision
+from dit_policy_ros.policy.interop_fields import InteropError
+from dit_policy_ros.policy.interop_options import Options
+from dit_policy_ros.policy.interop_read import to_native
 from dit_policy_ros.policy.vision import ClipVision
 
 WIDTH = 128  # two heads of 64, so that the configuration can be inferred

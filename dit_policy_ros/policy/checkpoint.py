@@ -16,6 +16,7 @@ import json
 import mmap
 import shutil
 import tempfile
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from .configuration import ClipTextConfig, PolicyConfig, ViTConfig
 from .modeling import MultitaskDiTPolicy
+from .towers import TokenizerError, describe, load_tokenizer
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, TOKENIZER, STATS = "model.safetensors", "config.json", "tokenizer", "dataset_stats.json"
@@ -55,10 +57,10 @@ def save_checkpoint(folder: str | Path, policy: MultitaskDiTPolicy, embodiment_y
         partial.chmod(0o755)  # mkdtemp's folders are private
         _save_aligned(weights, partial / WEIGHTS)
         (partial / WEIGHTS).chmod(0o644)
-        _write_json(partial / CONFIG, {"format_version": FORMAT_VERSION} | draccus.encode(_self_contained(policy)))
+        write_json(partial / CONFIG, {"format_version": FORMAT_VERSION} | draccus.encode(_self_contained(policy)))
         if (text_encoder := policy.observation_encoder.text_encoder) is not None:
             text_encoder.tokenizer.save_pretrained(partial / TOKENIZER)
-        _write_json(partial / STATS, policy.stats)
+        write_json(partial / STATS, policy.stats)
         (partial / EMBODIMENT).write_text(embodiment_yaml, encoding="utf-8")
         (partial / MODEL_CARD).write_text(model_card, encoding="utf-8")
         replace_folder(folder, partial)
@@ -155,16 +157,11 @@ def _self_contained(policy: MultitaskDiTPolicy) -> PolicyConfig:
     config = copy.deepcopy(policy.config)
     encoder, described = policy.observation_encoder, config.observation_encoder
     if isinstance(described.text, ClipTextConfig) and encoder.text_encoder is not None:
-        described.text.model_config = _architecture(encoder.text_encoder.text_encoder)
+        described.text.model_config = describe(encoder.text_encoder.text_encoder.config)
     if isinstance(described.vision, ViTConfig) and encoder.cameras:
-        described.vision.backbone_config = _architecture(encoder.vision_encoders[0].model)
+        tower: Any = encoder.vision_encoders[0].model
+        described.vision.backbone_config = describe(tower.config)
     return config
-
-
-def _architecture(tower: Any) -> dict[str, Any]:
-    # Defaults included: they may differ in another version of transformers.
-    entries = json.loads(tower.config.to_json_string(use_diff=False))
-    return {key: value for key, value in entries.items() if key not in ("_name_or_path", "transformers_version")}
 
 
 def _read_description(folder: Path) -> tuple[PolicyConfig, Any]:
@@ -202,17 +199,10 @@ def refuse_pickle(path: Path) -> None:
 def _tokenizer_of(folder: Path, config: PolicyConfig) -> Any:
     if not isinstance(config.observation_encoder.text, ClipTextConfig):
         return None
-    return load_tokenizer(folder / TOKENIZER)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder. Raises CheckpointError."""
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:  # it may ask for what reads yet another format
-        raise CheckpointError(f"{folder} holds no tokenizer that transformers can read: {error}") from error
+        return load_tokenizer(folder / TOKENIZER, local_only=True)
+    except TokenizerError as error:
+        raise CheckpointError(f"checkpoint {folder}: {error}") from error
 
 
 def _load_weights(path: Path, expected: dict[str, Tensor], device: torch.device, mapped: bool) -> dict[str, Tensor]:
@@ -282,11 +272,7 @@ def _view(block: mmap.mmap, start: int, like: Tensor) -> Tensor:
 def _header_problems(file: Any, expected: dict[str, Tensor]) -> list[str]:
     """What differs between an open file and the model in names, shapes and types, a sentence each."""
     names = set(file.keys())
-    problems = []
-    if missing := sorted(expected.keys() - names):
-        problems.append(f"missing: {_listed(missing)}")
-    if unexpected := sorted(names - expected.keys()):
-        problems.append(f"unexpected: {_listed(unexpected)}")
+    problems = name_problems(names, expected.keys())
     for name in sorted(expected.keys() & names):
         part = file.get_slice(name)
         have = f"{_DTYPES.get(part.get_dtype(), part.get_dtype())} {tuple(part.get_shape())}"
@@ -294,6 +280,12 @@ def _header_problems(file: Any, expected: dict[str, Tensor]) -> list[str]:
         if have != want:
             problems.append(f"{name}: {have} in the file, {want} in the model")
     return problems
+
+
+def name_problems(names: Set[str], expected: Set[str]) -> list[str]:
+    """Which tensors are missing and which are not expected, a sentence each."""
+    found = (("missing", expected - names), ("unexpected", names - expected))
+    return [f"{kind}: {_listed(sorted(those))}" for kind, those in found if those]
 
 
 _DTYPES = {
@@ -330,7 +322,8 @@ def replace_folder(folder: Path, partial: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, for people to read too."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

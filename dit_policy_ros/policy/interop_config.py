@@ -1,8 +1,7 @@
 """Configurations of one model in three dialects: ours, LeRobot's `multi_task_dit` and the original's.
 
-What has one meaning and two names stands in tables, read in both directions. What is left is what the others
-do otherwise; each such habit is a value of our configuration, and what has none is refused by name, all of it
-at once.
+What has one meaning and two names stands in tables (interop_fields.py). Here is what the others do otherwise: each
+such habit is a value of our configuration, and what has none is refused by name, all of it at once.
 """
 
 import json
@@ -23,133 +22,22 @@ from .configuration import (
     FlowMatchingConfig,
     PolicyConfig,
 )
-from .normalization import NEGLIGIBLE, Stats
-
-VISION, TEXT, TRANSFORMER, OBJECTIVE = (
-    "observation_encoder.vision",
-    "observation_encoder.text",
-    "transformer",
-    "objective",
+from .interop_fields import (
+    LEROBOT,
+    LEROBOT_OBJECTIVE,
+    OBJECTIVE,
+    ORIGINAL,
+    ORIGINAL_OBJECTIVE,
+    TEXT,
+    VISION,
+    InteropError,
+    complete_lerobot,
+    copy_fields,
+    flatten_original,
+    look_up,
+    put,
 )
-
-_COMMON = ["n_obs_steps", "horizon", "n_action_steps", "do_mask_loss_for_padding"]
-_NET = ["hidden_dim", "num_layers", "num_heads", "dropout", "use_positional_encoding", "use_rope", "rope_base"]
-
-LEROBOT = {name: name for name in _COMMON} | {
-    **{name: f"{TRANSFORMER}.{name}" for name in _NET},
-    "timestep_embed_dim": f"{TRANSFORMER}.timestep_embed_dim",
-    "vision_encoder_name": f"{VISION}.backbone",
-    "use_separate_rgb_encoder_per_camera": f"{VISION}.use_separate_encoder_per_camera",
-    "vision_encoder_lr_multiplier": f"{VISION}.lr_multiplier",
-    "image_resize_shape": f"{VISION}.resize_shape",
-    "image_crop_shape": f"{VISION}.crop_shape",
-    "image_crop_is_random": f"{VISION}.crop_is_random",
-    "text_encoder_name": f"{TEXT}.model",
-}
-"""LeRobot's fields and ours of the same meaning."""
-
-LEROBOT_OBJECTIVE = {
-    "diffusion": {
-        "num_train_timesteps": f"{OBJECTIVE}.num_train_timesteps",
-        "prediction_type": f"{OBJECTIVE}.prediction_type",
-    },
-    "flow_matching": {
-        "sigma_min": f"{OBJECTIVE}.sigma_min",
-        "num_integration_steps": f"{OBJECTIVE}.denoising_steps",
-        "integration_method": f"{OBJECTIVE}.sampler",
-        "timestep_sampling_strategy": f"{OBJECTIVE}.timestep_sampling",
-        "timestep_sampling_s": f"{OBJECTIVE}.beta_scale",
-        "timestep_sampling_alpha": f"{OBJECTIVE}.beta_alpha",
-        "timestep_sampling_beta": f"{OBJECTIVE}.beta_beta",
-    },
-}
-
-_LEROBOT_BY_HAND = {
-    "diffusion": ["noise_scheduler_type", "num_inference_steps", "beta_schedule", "clip_sample", "clip_sample_range"],
-    "flow_matching": [],
-}
-_LEROBOT_WITHOUT_EFFECT = [
-    "type",
-    "device",
-    "use_amp",
-    "use_peft",
-    "push_to_hub",
-    "repo_id",
-    "private",
-    "tags",
-    "license",
-    "pretrained_path",
-    "pretrained_revision",
-    "optimizer_lr",
-    "optimizer_betas",
-    "optimizer_eps",
-    "optimizer_weight_decay",
-    "scheduler_name",
-    "scheduler_warmup_steps",
-    "drop_n_last_frames",
-    "beta_start",
-    "beta_end",
-    "tokenizer_padding",
-    "tokenizer_truncation",
-    "input_features",
-    "output_features",
-    "normalization_mapping",
-    "objective",
-    "tokenizer_max_length",
-    "tokenizer_padding_side",
-]
-
-ORIGINAL = {name: name for name in _COMMON} | {
-    **{f"transformer.{name}": f"{TRANSFORMER}.{name}" for name in _NET},
-    "transformer.diffusion_step_embed_dim": f"{TRANSFORMER}.timestep_embed_dim",
-    "observation_encoder.vision.backbone": f"{VISION}.backbone",
-    **{
-        f"observation_encoder.vision.{name}": f"{VISION}.{name}"
-        for name in ("use_separate_encoder_per_camera", "lr_multiplier", "resize_shape", "crop_shape", "crop_is_random")
-    },
-    "observation_encoder.text.model": f"{TEXT}.model",
-}
-"""The original's fields, dotted, and ours of the same meaning."""
-
-ORIGINAL_OBJECTIVE = {
-    "diffusion": {
-        "objective.num_train_timesteps": f"{OBJECTIVE}.num_train_timesteps",
-        "objective.prediction_type": f"{OBJECTIVE}.prediction_type",
-    },
-    "flow_matching": {
-        "objective.sigma_min": f"{OBJECTIVE}.sigma_min",
-        "objective.num_integration_steps": f"{OBJECTIVE}.denoising_steps",
-        "objective.integration_method": f"{OBJECTIVE}.sampler",
-        "objective.timestep_sampling.type": f"{OBJECTIVE}.timestep_sampling",
-        "objective.timestep_sampling.s": f"{OBJECTIVE}.beta_scale",
-        "objective.timestep_sampling.alpha": f"{OBJECTIVE}.beta_alpha",
-        "objective.timestep_sampling.beta": f"{OBJECTIVE}.beta_beta",
-    },
-}
-_ORIGINAL_OTHERWISE = [
-    "objective.type",
-    "objective.objective_name",
-    "objective.noise_scheduler_type",
-    "objective.num_inference_steps",
-    "objective.beta_schedule",
-    "objective.clip_sample",
-    "objective.clip_sample_range",
-    "objective.beta_start",
-    "objective.beta_end",
-    "objective.timestep_sampling.strategy_name",
-    "observation_encoder.vision.type",
-    "observation_encoder.text.type",
-    "drop_n_last_frames",
-    "device",
-    "optimizer_lr",
-    "optimizer_betas",
-    "optimizer_eps",
-    "optimizer_weight_decay",
-]
-
-
-class InteropError(ValueError):
-    """A checkpoint that cannot be expressed in the other format; the message lists every reason."""
+from .normalization import NEGLIGIBLE, Stats
 
 
 @dataclass
@@ -180,16 +68,17 @@ def from_lerobot(
 
     vision, text: transformers' configurations of the towers. Raises InteropError listing all that has no word.
     """
-    objective = theirs.get("objective", "diffusion")
-    table = LEROBOT | LEROBOT_OBJECTIVE.get(objective, {})
-    problems = _unknown(theirs, [*LEROBOT, *_all_of(LEROBOT_OBJECTIVE), *_LEROBOT_WITHOUT_EFFECT, *_by_hand()])
-    if theirs.get("tokenizer_padding_side", "right") != "right":
+    theirs = complete_lerobot(theirs)
+    objective = theirs["objective"]
+    table = LEROBOT | LEROBOT_OBJECTIVE[objective]
+    problems = []
+    if theirs["tokenizer_padding_side"] != "right":
         problems.append("tokenizer_padding_side left: CLIP's positions would shift, expected right")
     ours: dict[str, Any] = {}
-    fields = _copy(theirs, ours, table)
+    fields = copy_fields(theirs, ours, table)
     if objective == "diffusion":
-        fields += _set_diffusion(theirs, ours, problems, clips=bool(theirs.get("clip_sample", True)))
-    _set(ours, f"{OBJECTIVE}.type", objective)
+        fields += _set_diffusion(theirs, ours, problems, clips=theirs["clip_sample"])
+    put(ours, f"{OBJECTIVE}.type", objective)
     notes = _drop_unfitting_crop(ours, theirs)
     return _finish(theirs, ours, fields, notes, problems, normalization, vision, text, use_post_layernorm=False)
 
@@ -198,31 +87,31 @@ def from_original(
     theirs: Mapping[str, Any], normalization: Normalization, vision: dict[str, Any] | None, text: dict[str, Any]
 ) -> Mapped:
     """The original's config.json in our words; arguments and errors as for `from_lerobot`."""
-    flat = flatten({key: value for key, value in theirs.items() if key not in _FEATURES})
-    kind = flat.get("objective.type")
-    table = ORIGINAL | ORIGINAL_OBJECTIVE.get(str(kind), {})
-    problems = _unknown(flat, [*ORIGINAL, *_all_of(ORIGINAL_OBJECTIVE), *_ORIGINAL_OTHERWISE])
-    if kind not in ORIGINAL_OBJECTIVE:
-        problems.append(f"objective.type is {kind!r}, expected {' or '.join(ORIGINAL_OBJECTIVE)}")
+    flat = flatten_original(theirs)
+    kind = flat["objective.type"]
+    table = ORIGINAL | ORIGINAL_OBJECTIVE[kind]
+    problems = []
     if flat.get("observation_encoder.vision.type") != "clip":
         problems.append(
             "observation_encoder.vision.type must be clip: timm's DINOv3 is another model than transformers'"
         )
     ours: dict[str, Any] = {}
-    fields = _copy(flat, ours, table)
+    fields = copy_fields(flat, ours, table)
     if kind == "diffusion":
         inner = {key.removeprefix("objective."): value for key, value in flat.items()}
         # It stores clip_sample and its range but never passes them on: diffusers' defaults are what runs.
         fields += _set_diffusion(inner | {"clip_sample_range": 1.0}, ours, problems, clips=True)
-    _set(ours, f"{OBJECTIVE}.type", kind)
+    put(ours, f"{OBJECTIVE}.type", kind)
     return _finish(theirs, ours, fields, [], problems, normalization, vision, text, use_post_layernorm=True)
 
 
-def to_lerobot(config: PolicyConfig, stats: Stats, clip: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def to_lerobot(
+    config: PolicyConfig, stats: Stats, clip: str, max_tokens: int = 77
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Our configuration as LeRobot's config.json, and the statistics its processors are to use.
 
-    clip: the name or folder LeRobot will load CLIP's towers from; it must contain "clip". Raises InteropError
-    listing all that LeRobot has no word for.
+    clip: the name or folder LeRobot will load CLIP's towers from; it must contain "clip". max_tokens: the length at
+    which instructions are cut. Raises InteropError listing all that LeRobot has no word for.
     """
     if problems := _not_in_lerobot(config):
         raise InteropError("LeRobot's multi_task_dit has no way to express this:\n  - " + "\n  - ".join(problems))
@@ -230,12 +119,11 @@ def to_lerobot(config: PolicyConfig, stats: Stats, clip: str) -> tuple[dict[str,
     objective = "diffusion" if isinstance(config.objective, DiffusionConfig) else "flow_matching"
     table = LEROBOT | LEROBOT_OBJECTIVE[objective]
     theirs: dict[str, Any] = {"type": "multi_task_dit", "objective": objective}
-    theirs |= {name: _get(encoded, path) for name, path in table.items()}
-    text: Any = config.observation_encoder.text
+    theirs |= {name: look_up(encoded, path) for name, path in table.items()}
     theirs |= {
         "vision_encoder_name": clip,
         "text_encoder_name": clip,
-        "tokenizer_max_length": text.model_config["max_position_embeddings"] if text.model_config else 77,
+        "tokenizer_max_length": max_tokens,
         "input_features": encoded["input_features"],
         "output_features": encoded["output_features"],
         "normalization_mapping": {key: encoded["normalization_mapping"][key] for key in ("VISUAL", "STATE", "ACTION")},
@@ -290,9 +178,6 @@ def lerobot_stats(config: PolicyConfig, stats: Stats) -> dict[str, dict[str, Any
 def constants(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """Which dimensions our normalisation takes for constant, bool; low and high as in the statistics."""
     return (high - low) / 2 <= NEGLIGIBLE * ((low + high) / 2).abs().clamp_min(1)
-
-
-_FEATURES = ("input_features", "output_features", "normalization_mapping")
 
 
 def _not_in_lerobot(config: PolicyConfig) -> list[str]:
@@ -372,17 +257,17 @@ def _set_diffusion(
         ("clip_sample(_range)", "clip_range", theirs.get("clip_sample_range", 1.0) if clips else None),
     ]
     for _, name, value in values:
-        _set(ours, f"{OBJECTIVE}.{name}", value)
+        put(ours, f"{OBJECTIVE}.{name}", value)
     return [(their_name, f"{OBJECTIVE}.{name}", json.dumps(value)) for their_name, name, value in values]
 
 
 def _drop_unfitting_crop(ours: dict[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """LeRobot leaves out a crop that does not fit the pictures, and says so only in its log."""
-    crop, resize = (_get(ours, f"{VISION}.{name}") for name in ("crop_shape", "resize_shape"))
+    crop, resize = (look_up(ours, f"{VISION}.{name}") for name in ("crop_shape", "resize_shape"))
     shapes = [feature["shape"][1:] for feature in theirs["input_features"].values() if feature["type"] == "VISUAL"]
     if not crop or all(size[i] >= crop[i] for size in ([resize] if resize else shapes) for i in (0, 1)):
         return []
-    _set(ours, f"{VISION}.crop_shape", None)
+    put(ours, f"{VISION}.crop_shape", None)
     return [f"image_crop_shape {tuple(crop)} does not fit the pictures: LeRobot does not crop then, nor does this"]
 
 
@@ -404,12 +289,12 @@ def _finish(
         if feature["type"] == "ENV":
             del ours["input_features"][key]
             notes.append(f"{key} is left out: their encoder does not use it")
-    _set(ours, f"{VISION}.type", "clip")
-    _set(ours, f"{VISION}.resize_mode", "stretch" if _get(ours, f"{VISION}.resize_shape") else "cover")
-    _set(ours, f"{VISION}.use_post_layernorm", use_post_layernorm)
-    _set(ours, f"{VISION}.backbone_config", vision)
-    _set(ours, f"{TEXT}.type", "clip")
-    _set(ours, f"{TEXT}.model_config", text)
+    put(ours, f"{VISION}.type", "clip")
+    put(ours, f"{VISION}.resize_mode", "stretch" if look_up(ours, f"{VISION}.resize_shape") else "cover")
+    put(ours, f"{VISION}.use_post_layernorm", use_post_layernorm)
+    put(ours, f"{VISION}.backbone_config", vision)
+    put(ours, f"{TEXT}.type", "clip")
+    put(ours, f"{TEXT}.model_config", text)
     ours["normalized_constant"] = -1.0
     stats = _set_normalization(ours, normalization, notes, problems)
     config = None
@@ -475,8 +360,8 @@ def _set_image_statistics(
             return
         mean, std = (first, second) if mode == "MEAN_STD" else ((first + second) / 2, (second - first) / 2)
         ours["normalization_mapping"]["VISUAL"] = "MEAN_STD"
-        _set(ours, f"{VISION}.image_mean", mean.tolist())
-        _set(ours, f"{VISION}.image_std", std.tolist())
+        put(ours, f"{VISION}.image_mean", mean.tolist())
+        put(ours, f"{VISION}.image_std", std.tolist())
 
 
 def _channels(entry: Mapping[str, Any], name: str) -> list[float]:
@@ -498,46 +383,4 @@ def _note_constants(key: str, entry: Mapping[str, Any]) -> list[str]:
 
 def lerobot_fields(theirs: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """[LeRobot's field, ours, value] of its config.json, as far as the two have one meaning."""
-    return _copy(theirs, {}, LEROBOT | LEROBOT_OBJECTIVE[theirs["objective"]])
-
-
-def _unknown(theirs: Mapping[str, Any], known: list[str]) -> list[str]:
-    return [f"{name}: a field this reader does not know" for name in theirs if name not in {*known, *_FEATURES}]
-
-
-def _all_of(tables: Mapping[str, Mapping[str, str]]) -> list[str]:
-    return [name for table in tables.values() for name in table]
-
-
-def _by_hand() -> list[str]:
-    return [name for names in _LEROBOT_BY_HAND.values() for name in names]
-
-
-def _copy(theirs: Mapping[str, Any], ours: dict[str, Any], table: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Takes over the fields of a table that are there, and tells which."""
-    for name, path in table.items():
-        if name in theirs:
-            _set(ours, path, theirs[name])
-    return [(name, path, json.dumps(theirs[name])) for name, path in table.items() if name in theirs]
-
-
-def _set(tree: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for name in parents:
-        tree = tree.setdefault(name, {})
-    tree[last] = value
-
-
-def _get(tree: Mapping[str, Any], path: str) -> Any:
-    value: Any = tree
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+    return copy_fields(theirs, {}, LEROBOT | LEROBOT_OBJECTIVE[theirs["objective"]])

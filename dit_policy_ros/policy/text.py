@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration import ClipTextConfig, ConfigurationError, NoTextConfig, TextConfig
-from .towers import load_tower, reset_tower_buffers
+from .towers import TokenizerError, load_tokenizer, load_tower, reset_tower_buffers
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +78,21 @@ class ClipText(nn.Module):
         # A copy, so that what was kept in inference mode may serve a training step.
         return torch.stack(self._cache.look_up(tasks, self._encode))
 
+    @property
+    def max_tokens(self) -> int:
+        """The length at which an instruction is cut: the tower's positions, or fewer if the tokenizer says so.
+
+        A tokenizer keeps that (`model_max_length`) in its files, and so does a checkpoint.
+        """
+        return min(self.text_encoder.config.max_position_embeddings, self.tokenizer.model_max_length)
+
     # Each alone, not as a batch: a feature must not depend, in its last bits, on what else was asked for.
     @torch.no_grad()
     def _encode(self, task: str) -> Tensor:
-        limit = self.text_encoder.config.max_position_embeddings
+        limit = self.max_tokens
         tokens = self.tokenizer(task, return_tensors="pt")["input_ids"]
         if tokens.shape[1] > limit:
-            logger.warning("CLIP reads %d tokens; the end is cut from %r of %d", limit, task, tokens.shape[1])
+            logger.warning("This policy reads %d tokens; the end is cut from %r of %d", limit, task, tokens.shape[1])
             tokens = self.tokenizer(task, truncation=True, max_length=limit, return_tensors="pt")["input_ids"]
         return self.text_encoder(input_ids=tokens.to(self.projection.weight.device)).pooler_output[0]
 
@@ -115,11 +123,9 @@ def make_text_encoder(config: TextConfig, features_dim: int, tokenizer: Any | No
 def _load_tokenizer(config: ClipTextConfig) -> Any:
     if config.model_config is not None:
         raise ConfigurationError("text.model_config is given: pass the tokenizer as well, a configuration has none")
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(config.model)
-    except (OSError, ValueError) as error:
+        return load_tokenizer(config.model)
+    except TokenizerError as error:
         raise ConfigurationError(
             f"cannot load a tokenizer from text.model {config.model!r}: give a local folder with the tokenizer's "
             f"files, or the name of a model on the Hugging Face hub (needs network). {error}"

@@ -4,12 +4,37 @@ Their classes are imported where one is built, because transformers costs more t
 here together, and a policy without such a tower needs none of it.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from .configuration import ConfigurationError
+
+
+class TokenizerError(ValueError):
+    """No tokenizer can be read from a name or folder."""
+
+
+def load_tokenizer(name: str | Path, local_only: bool = False) -> Any:
+    """The tokenizer in a folder or, unless local_only, of that name on the hub. Raises TokenizerError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=local_only)
+    except Exception as error:  # which depends on the file that is damaged: the tokenizers' own have no common base
+        raise TokenizerError(f"no tokenizer that transformers can read from {str(name)!r}: {error}") from error
+
+
+def describe(architecture: Any) -> dict[str, Any]:
+    """transformers' configuration of a tower as JSON, from which it can be built.
+
+    Defaults are included, because they may differ in another version of transformers; names and versions are not.
+    """
+    entries = json.loads(architecture.to_json_string(use_diff=False))
+    return {key: value for key, value in entries.items() if key not in ("_name_or_path", "transformers_version")}
 
 
 def load_tower(kind: str, name: str, config: dict[str, Any] | None) -> Any:

@@ -3,7 +3,8 @@
 Of the last layer only the CLS token is read, so it alone gets a query, an attention output and an MLP there (about
 7 % of a ViT-B). Queries, keys and values are one product. CLIP's QuickGELU, x sigmoid(1.702 x), becomes the SiLU of
 1.702 x when 1.702 is put into the weights before it and taken out of those behind it; DINOv3's layer scales go into
-the weights before them. All of it is exact but for rounding.
+the weights before them, and so does attention's scale (a power of two for the usual head width of 64, so that this
+rounds nothing). All of it is exact but for rounding.
 """
 
 from collections.abc import Callable
@@ -60,10 +61,10 @@ class Projection:
     bias: Tensor
 
     @classmethod
-    def of(cls, *modules: nn.Linear) -> "Projection":
-        """Linear layers of one input side by side; a missing bias is zero."""
-        biases = [m.weight.new_zeros(m.out_features) if m.bias is None else m.bias.detach() for m in modules]
-        return cls(torch.cat([m.weight.detach() for m in modules]), torch.cat(biases))
+    def of(cls, module: nn.Linear) -> "Projection":
+        """From a linear layer; a missing bias is zero."""
+        bias = module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
+        return cls(module.weight.detach(), bias.detach())
 
     def scaled(self, factor: Tensor | float) -> "Projection":
         """The layer whose outputs are `factor` (a number, or one an output) times this one's."""
@@ -88,13 +89,13 @@ class LayerWeights:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention, (N, heads, queries or tokens, head width) each."""
+    """Attention with queries that are scaled already, (N, heads, queries or tokens, head width) each."""
     if q.device.type != "cpu" or q.dtype == torch.float32:
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)
     # PyTorch's fused kernel does not use the processor's half-precision products; two batched ones are twice as fast.
     heads = q.shape[:2]
     q, k, v = (each.flatten(0, 1) for each in (q, k, v))
-    scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
+    scores = torch.bmm(q, k.transpose(1, 2))
     return torch.bmm(scores.softmax(dim=-1), v).unflatten(0, heads)
 
 
@@ -106,9 +107,10 @@ class _Layer:
     ):
         self.heads = heads
         self.norm1, self.norm2 = weights.norm1, weights.norm2
-        q, k, v = weights.q, weights.k, weights.v
+        width = weights.q.weight.shape[0] // heads
+        q, k, v = weights.q.scaled(width**-0.5), weights.k, weights.v
         if rotary:
-            order = pair_up(heads, q.weight.shape[0] // heads, q.weight.device)
+            order = pair_up(heads, width, q.weight.device)
             q, k = (Projection(each.weight[order], each.bias[order]) for each in (q, k))
         parts = (k, v) if cls_only else (q, k, v)
         joined = Projection(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]))

@@ -1,9 +1,9 @@
 """Linear layers for inference: frozen weights, laid out once for the processor's matrix kernels.
 
-On a CPU, `F.linear` rearranges its weights on every call. oneDNN
-can do that once, and can apply an activation or add a residual while the result is still in cache. PyTorch reaches it
-only through private operators, those that its compiler emits for frozen graphs, so they are used here and nowhere
-else, and where they are missing `F.linear` does the same.
+On a CPU, `F.linear` rearranges its weights on every call. oneDNN can do that once, and can apply an activation or add
+a residual while the result is still in cache. PyTorch reaches it only through private operators, those that its
+compiler emits for frozen graphs, so they are used here and nowhere else, and where they are missing `F.linear` does the
+same.
 """
 
 from typing import Literal

@@ -319,6 +319,17 @@ def test_guidance_works_whatever_mode_the_caller_is_in(make_policy, objective):
     assert not plain.requires_grad
 
 
+def test_a_policy_made_in_inference_mode_cannot_be_differentiated(make_policy):
+    """And says so; the ways that differentiate nothing are open to it."""
+    with torch.inference_mode():
+        policy = make_policy(max_delay=4)
+    noise, motion = torch.randn(1, 16, 7), ChunkInMotion(torch.randn(1, 12, 7), delay=3, execution_horizon=4)
+    with pytest.raises(ValueError, match="load the policy outside of it, or use joining 'guided_cheap' or 'prefix'"):
+        chunk(policy, noise, motion, joining="guided")
+    for joining in ("guided_cheap", "prefix"):
+        assert chunk(policy, noise, motion, joining=joining).isfinite().all()
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("n_obs_steps", [1, 2])
 def test_a_prefix_is_returned_exactly_and_costs_nothing(make_policy, objective, n_obs_steps):
@@ -434,11 +445,13 @@ def test_guidance_by_the_instruction_needs_both_conditionings(make_policy):
         ),
         ({"actions": torch.zeros(1, 17, 7)}, "actions has 17 rows, a chunk has 16"),
         ({"delay": 2.5}, "delay and execution_horizon are whole numbers of steps, got 2.5 and 8"),
+        ({"delay": "2"}, "delay and execution_horizon are whole numbers of steps, got '2' and 8"),
+        ({"delay": torch.tensor(2)}, r"whole numbers of steps, got tensor\(2\) and 8"),
         ({"delay": -1}, "delay must be 0 to 9, the number of rows of actions; got -1"),
         ({"delay": 10}, "delay must be 0 to 9"),
         ({"execution_horizon": 0}, r"execution_horizon must be 1 to 14 \(the chunk's 16 steps without the delay's 2\)"),
         ({"execution_horizon": 15}, "execution_horizon must be 1 to 14"),
-        ({"delay": np.bool_(True)}, "delay and execution_horizon are whole numbers of steps, got True and 8"),
+        ({"delay": np.bool_(True)}, "delay and execution_horizon are whole numbers of steps, got .*True.* and 8"),
         ({"past": torch.zeros(1, 1, 7)}, r"past has shape \(1, 1, 7\), the policy and the batch need \(2 or 1, 0, 7\)"),
     ],
 )

@@ -384,6 +384,23 @@ def test_all_that_is_wrong_with_a_choice_is_said_at_once():
         assert part in str(raised.value)
 
 
+def test_numbers_that_are_none_are_refused():
+    config = PolicyConfig(objective=FlowMatchingConfig())
+    for wrong in (math.nan, math.inf, "2", None, True):
+        choices = {"candidates": wrong, "coherence_decay": wrong, "max_joining_weight": wrong}
+        with pytest.raises(ValueError, match="cannot be sampled like that") as raised:
+            Sampling(guidance_scale=0.0 if wrong is None else wrong, **choices).resolve(config)
+        for part in (
+            f"candidates must be a whole number of at least 1, got {wrong!r}",
+            f"coherence_decay must be above 0 and at most 1, got {wrong!r}",
+            f"max_joining_weight must be positive and finite, got {wrong!r}",
+        ):
+            assert part in str(raised.value)
+        assert str(raised.value).count("guidance_scale") == 1
+    resolved = Sampling(candidates=np.int64(3), max_joining_weight=np.float32(2), coherence_decay=1).resolve(config)
+    assert (resolved.candidates, resolved.max_joining_weight, resolved.coherence_decay) == (3, 2, 1)
+
+
 @pytest.mark.parametrize("steps", [0, -1, 101, 2.5, True, math.nan])
 def test_steps_out_of_range_are_refused(steps):
     with pytest.raises(ValueError, match="denoising_steps must be 1 to 100"):

@@ -12,7 +12,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import torch
@@ -86,7 +86,7 @@ class Sampling:
             max_joining_weight=self.max_joining_weight,
         )
         problems = [*_sampler_problems(objective, resolved.sampler, resolved.denoising_steps), *resolved.problems()]
-        if resolved.guidance_scale != 1 and config.instruction_dropout == 0:
+        if is_finite(resolved.guidance_scale) and resolved.guidance_scale != 1 and config.instruction_dropout == 0:
             problems.append(
                 f"guidance_scale {resolved.guidance_scale} needs a policy trained with instruction_dropout above 0: "
                 "this one does not know what it would do without the instruction; use 1"
@@ -114,17 +114,17 @@ class ResolvedSampling:
     def problems(self) -> list[str]:
         """What is wrong whatever the policy, a sentence each."""
         found = []
-        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            found.append(f"guidance_scale must be at least 0 and finite, got {self.guidance_scale}")
+        if not (is_finite(self.guidance_scale) and self.guidance_scale >= 0):
+            found.append(f"guidance_scale must be at least 0 and finite, got {self.guidance_scale!r}")
         if not is_whole(self.candidates) or self.candidates < 1:
-            found.append(f"candidates must be a whole number of at least 1, got {self.candidates}")
-        if not 0 < self.coherence_decay <= 1:
-            found.append(f"coherence_decay must be above 0 and at most 1, got {self.coherence_decay}")
+            found.append(f"candidates must be a whole number of at least 1, got {self.candidates!r}")
+        if not (is_finite(self.coherence_decay) and 0 < self.coherence_decay <= 1):
+            found.append(f"coherence_decay must be above 0 and at most 1, got {self.coherence_decay!r}")
         choices = get_args(JoiningChoice)
         if self.joining is not None and self.joining not in choices:
             found.append(f"joining must be one of {', '.join(choices)}, or None; got {self.joining!r}")
-        if not (math.isfinite(self.max_joining_weight) and self.max_joining_weight > 0):
-            found.append(f"max_joining_weight must be positive and finite, got {self.max_joining_weight}")
+        if not (is_finite(self.max_joining_weight) and self.max_joining_weight > 0):
+            found.append(f"max_joining_weight must be positive and finite, got {self.max_joining_weight!r}")
         return found
 
 
@@ -141,13 +141,18 @@ def _sampler_problems(objective: ObjectiveConfig, sampler: str, steps: int) -> l
         name = objective.get_choice_name(type(objective))
         found.append(f"sampler must be one of {', '.join(choices)} (the policy's objective is {name}), got {sampler!r}")
     if not is_whole(steps) or not 1 <= steps <= objective.max_denoising_steps:
-        found.append(f"denoising_steps must be 1 to {objective.max_denoising_steps}, got {steps}")
+        found.append(f"denoising_steps must be 1 to {objective.max_denoising_steps}, got {steps!r}")
     return found
 
 
 def is_whole(number: object) -> bool:
     """Whether it is an integer, Python's or NumPy's; True and False are none."""
     return isinstance(number, Integral) and not isinstance(number, bool)
+
+
+def is_finite(number: object) -> bool:
+    """Whether it is a finite real number, Python's or NumPy's; True and False are none."""
+    return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
 
 
 def _as_int(number: int) -> int:

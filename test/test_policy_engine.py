@@ -407,7 +407,7 @@ def test_the_last_to_leave_restores_the_modes_found(clip_folder: str, first: str
     engine = PolicyEngine(policy)
     policy.train()
     before = {name: module.training for name, module in policy.named_modules()}
-    of_policy, of_engine = policy._evaluation(policy), engine.fast.evaluating()
+    of_policy, of_engine = policy.evaluating(), engine.fast.evaluating()
     of_policy.__enter__()
     of_engine.__enter__()
     order = (of_policy, of_engine) if first == "policy" else (of_engine, of_policy)

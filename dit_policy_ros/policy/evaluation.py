@@ -1,7 +1,7 @@
 """Evaluation mode for as long as some thread needs it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -23,11 +23,11 @@ class EvaluationMode:
         return EvaluationMode, ()  # a copy of the module has threads of its own, and a lock cannot be copied
 
     @contextmanager
-    def __call__(self, module: nn.Module) -> Iterator[None]:
-        """Evaluation mode of a module and all in it, whatever the mode of the module itself says."""
+    def __call__(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Evaluation mode of these modules inside; name all that are in a module, whatever its own mode says."""
         with self._lock:
             self._inside += 1
-            for each in module.modules():
+            for each in modules:
                 if each.training:
                     each.training = False
                     self._were_training.append(each)

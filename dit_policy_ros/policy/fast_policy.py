@@ -140,6 +140,7 @@ class FastPolicy(MultitaskDiTPolicy):
         self.paths = paths
         self._texts = TextCache()
         self.eval()
+        self._every = list(self.modules())
 
     def _count(self, batch: Mapping[str, Any]) -> int:
         if FRAMES not in batch:
@@ -154,8 +155,8 @@ class FastPolicy(MultitaskDiTPolicy):
         return len(parts[0])
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Evaluation mode inside, as in `predict_candidates`."""
-        return self._evaluation(self)
+        """As the policy's, faster: finding all modules takes 0.3 ms, and every chunk and every frame needs it."""
+        return self._evaluation(self._every)
 
     def encode(self, batch: Mapping[str, Any], without_instruction: bool | Tensor = False) -> Tensor:
         """As the policy's; a batch may hold FRAMES in place of the pictures."""

@@ -4,7 +4,7 @@ After "A Careful Examination of Large Behavior Models" (arXiv 2507.05331) and Le
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -347,13 +347,17 @@ class MultitaskDiTPolicy(nn.Module):
 
         The observation is encoded once for all of them.
         """
-        with self._evaluation(self):
+        with self.evaluating():
             conditioning = self.encode(batch)
             unconditional = None
             if sampling.resolve(self.config).guidance_scale != 1:
                 unconditional = self._unconditional(batch, conditioning)
             origin = self.action_origin(batch)
             return self.candidates_from(conditioning, origin, sampling, noise, generator, unconditional, motion)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode inside, for as long as any thread needs it."""
+        return self._evaluation(self.modules())
 
     def _unconditional(self, batch: Mapping[str, Any], conditioning: Tensor) -> Tensor:
         """`encode(batch, without_instruction=True)`; pictures that no words modulate are not encoded again."""

@@ -552,3 +552,30 @@ def test_a_compiled_transformer_acts_as_the_policy(clip_folder: str, monkeypatch
     expected = policy.predict_chunk(batch, generator=seeded())
     assert largest_share(policy, engine.predict_chunk(batch, generator=seeded()), expected) < EXACT
     assert len(calls) == 4
+
+
+def test_a_policy_built_in_inference_mode_says_what_it_cannot_do(clip_folder: str) -> None:
+    with torch.inference_mode():
+        policy = make_policy(clip_folder)
+    batch, motion = make_batch(policy.config, 1), motion_for(policy)
+    for each in (policy, PolicyEngine(policy)):
+        each.predict_chunk(batch, Sampling(joining="guided_cheap"), motion=motion)
+        with pytest.raises(ValueError, match=r"built in torch.inference_mode"):
+            each.predict_chunk(batch, Sampling(joining="guided"), motion=motion)
+
+
+def test_an_empty_batch_is_refused(clip_folder: str) -> None:
+    policy = make_policy(clip_folder)
+    empty = {key: value[:0] for key, value in make_batch(policy.config, 1).items()}
+    for each in (policy, PolicyEngine(policy)):
+        with pytest.raises(ValueError, match="the batch is empty"):
+            each.predict_chunk(empty)
+
+
+def test_states_of_another_batch_are_named(clip_folder: str) -> None:
+    config = make_policy(clip_folder).config
+    inputs = config.input_features | {"observation.environment_state": Feature("ENV", (5,))}
+    policy = make_policy(clip_folder, input_features=inputs)
+    batch = make_batch(config, 2)
+    with pytest.raises(ValueError, match=r"different sizes: .*'observation.environment_state': 3"):
+        policy.predict_chunk(batch | {"observation.environment_state": torch.zeros(3, 2, 5)})

@@ -253,6 +253,11 @@ class MultitaskDiTPolicy(nn.Module):
             join = join.repeat(chosen.candidates)
         if join is not None and join.joining in ("guided", "guided_cheap"):
             cheap = join.joining == "guided_cheap"
+            if not cheap and self.noise_predictor.output_proj.weight.is_inference():
+                raise ValueError(
+                    "joining 'guided' differentiates the network, which was built in torch.inference_mode() and cannot "
+                    "be; build or load the policy outside, or join by 'guided_cheap'"
+                )
             with nullcontext() if cheap else differentiable():
                 network = self.network(plan, conditioning, unconditional, chosen.guidance_scale, chosen.candidates)
                 network = guided(network, plan, join, chosen.max_joining_weight, cheap)

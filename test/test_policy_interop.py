@@ -374,6 +374,7 @@ def truncate(path):
         (lambda f: (f / "policy_preprocessor.json").write_text("[]"), "policy_preprocessor.json holds a list"),
         (lambda f: remove(f, "steps", file="policy_postprocessor.json"), "policy_postprocessor.json has no list of st"),
         (lambda f: damage_processor(f, lambda s: s.append("step")), "policy_preprocessor.json has no list of steps"),
+        (lambda f: damage_processor(f, lambda s: s[0].update(registry_name=["a"])), r"a processing step \['a'\]"),
         (lambda f: damage_processor(f, lambda s: s.pop(2)), "expected one tokenizer_processor, found 0"),
         (lambda f: edit_tokenizer(f, max_length=6), "tokenizer_max_length 77 in config.json but 6 in policy_prepro"),
         (lambda f: edit_tokenizer(f, truncation=False), "tokenizer_truncation True in config.json but False in"),

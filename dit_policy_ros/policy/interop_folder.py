@@ -100,7 +100,7 @@ def read_processors(folder: Path) -> Processors:
     problems: list[str] = []
     normalizers, tokenizers = [], []
     for step in steps:
-        name, settings = step.get("registry_name") or step.get("class"), step.get("config", {})
+        name, settings = str(step.get("registry_name") or step.get("class")), step.get("config", {})
         if name not in _KNOWN_STEPS:
             problems.append(f"a processing step {name}, which this reader does not know")
         if name == "rename_observations_processor" and settings.get("rename_map"):

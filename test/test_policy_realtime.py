@@ -324,7 +324,7 @@ def test_a_policy_made_in_inference_mode_cannot_be_differentiated(make_policy):
     with torch.inference_mode():
         policy = make_policy(max_delay=4)
     noise, motion = torch.randn(1, 16, 7), ChunkInMotion(torch.randn(1, 12, 7), delay=3, execution_horizon=4)
-    with pytest.raises(ValueError, match="load the policy outside of it, or use joining 'guided_cheap' or 'prefix'"):
+    with pytest.raises(ValueError, match="which was built in torch"):
         chunk(policy, noise, motion, joining="guided")
     for joining in ("guided_cheap", "prefix"):
         assert chunk(policy, noise, motion, joining=joining).isfinite().all()

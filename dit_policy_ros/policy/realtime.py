@@ -237,7 +237,7 @@ def guided(predict: Predict, plan: Plan, target: JoinTarget, max_weight: float, 
         level = plan.levels[call]
         with torch.set_grad_enabled(not cheap):
             x = x if cheap else x.detach().requires_grad_()
-            out = _differentiable_output(predict, x, call)
+            out = predict(x, call)
             estimate = level.clean(x, out)
         clean = plan.clip(estimate.detach())
         pull = weights * (wanted - clean)
@@ -253,19 +253,6 @@ def guided(predict: Predict, plan: Plan, target: JoinTarget, max_weight: float, 
         return torch.add(out.detach(), change, alpha=level.over / level.of_out)
 
     return guided_predict
-
-
-def _differentiable_output(predict: Predict, x: Tensor, call: int) -> Tensor:
-    try:
-        return predict(x, call)
-    except RuntimeError as error:
-        if "Inference tensors" not in str(error):
-            raise
-        raise ValueError(
-            "joining 'guided' differentiates the network, and this policy's weights were made in "
-            "torch.inference_mode(), which rules that out: load the policy outside of it, or use joining "
-            "'guided_cheap' or 'prefix'"
-        ) from error
 
 
 def flow_weight(t: float, max_weight: float) -> float:

@@ -38,7 +38,7 @@ from dit_policy_ros.policy.configuration import (
 )
 from dit_policy_ros.policy.engine import PolicyEngine
 from dit_policy_ros.policy.fast_transformer import FastTransformer
-from dit_policy_ros.policy.interop import to_lerobot
+from dit_policy_ros.policy.interop.write import to_lerobot
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.objectives import Diffusion
 from dit_policy_ros.policy.sampling import make_plan

@@ -24,7 +24,6 @@ from policy_fixtures import INSTRUCTIONS, randomize
 from safetensors.torch import load_file, save_file
 
 from dit_policy_ros.embodiment import Embodiment, EmbodimentError
-from dit_policy_ros.policy import interop_names
 from dit_policy_ros.policy.checkpoint import load_checkpoint, save_checkpoint
 from dit_policy_ros.policy.configuration import (
     ClipTextConfig,
@@ -38,13 +37,14 @@ from dit_policy_ros.policy.configuration import (
     ResNetConfig,
     TransformerConfig,
 )
-from dit_policy_ros.policy.interop import main
-from dit_policy_ros.policy.interop_config import to_lerobot as config_to_lerobot
-from dit_policy_ros.policy.interop_fields import LEROBOT, LEROBOT_DEFAULTS, LEROBOT_OBJECTIVE, InteropError
-from dit_policy_ros.policy.interop_folder import find_checkpoint
-from dit_policy_ros.policy.interop_options import Options
-from dit_policy_ros.policy.interop_read import to_native
-from dit_policy_ros.policy.interop_write import to_lerobot
+from dit_policy_ros.policy.interop import tensor_names
+from dit_policy_ros.policy.interop.__main__ import main
+from dit_policy_ros.policy.interop.configurations import to_lerobot as config_to_lerobot
+from dit_policy_ros.policy.interop.fields import LEROBOT, LEROBOT_DEFAULTS, LEROBOT_OBJECTIVE, InteropError
+from dit_policy_ros.policy.interop.folder import find_checkpoint
+from dit_policy_ros.policy.interop.options import Options
+from dit_policy_ros.policy.interop.read import to_native
+from dit_policy_ros.policy.interop.write import to_lerobot
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 
 EMBODIMENT = "name: arm\nfps: 10\n"
@@ -86,7 +86,7 @@ def test_a_lerobot_folder_acts_as_it_does_in_lerobot(clip, tmp_path, separate, f
     if flat:
         weights = load_file(folder / "model.safetensors")
         save_file(
-            {interop_names.without_wrapper(name): tensor for name, tensor in weights.items()},
+            {tensor_names.without_wrapper(name): tensor for name, tensor in weights.items()},
             folder / "model.safetensors",
         )
     summary = to_native(folder, tmp_path / "native")

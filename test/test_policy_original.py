@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel
 
-from dit_policy_ros.policy import interop_names
 from dit_policy_ros.policy.checkpoint import load_checkpoint
 from dit_policy_ros.policy.configuration import ClipVisionConfig
-from dit_policy_ros.policy.interop_clip import infer_vision
-from dit_policy_ros.policy.interop_fields import InteropError
-from dit_policy_ros.policy.interop_options import Options
-from dit_policy_ros.policy.interop_read import to_native
+from dit_policy_ros.policy.interop import tensor_names
+from dit_policy_ros.policy.interop.clip import infer_vision
+from dit_policy_ros.policy.interop.fields import InteropError
+from dit_policy_ros.policy.interop.options import Options
+from dit_policy_ros.policy.interop.read import to_native
 from dit_policy_ros.policy.vision import ClipVision
 
 WIDTH = 128  # two heads of 64, so that the configuration can be inferred
@@ -44,12 +44,12 @@ def timm_tower(activation="gelu"):
 def test_timms_vision_weights_give_timms_features(activation):
     """The CLS token after the last norm; GELU or QuickGELU by the name of the backbone."""
     tower = timm_tower(activation)
-    weights, dropped = interop_names.from_original(
+    weights, dropped = tensor_names.from_original(
         {f"observation_encoder.vision_encoder.model.{name}": tensor for name, tensor in tower.state_dict().items()},
         use_rope=False,
     )
     assert not dropped
-    ours = interop_names.vision_tower(weights)
+    ours = tensor_names.vision_tower(weights)
     described = infer_vision(ours, activation)
     encoder = ClipVision(ClipVisionConfig(use_post_layernorm=True, backbone_config=described), text_dim=8).eval()
     encoder.model.load_state_dict(ours, strict=True)

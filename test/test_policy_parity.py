@@ -24,9 +24,9 @@ from lerobot_fixtures import (
 from policy_fixtures import randomize
 from transformers import AutoTokenizer
 
-from dit_policy_ros.policy import interop_config, interop_names
 from dit_policy_ros.policy.configuration import DiffusionConfig, FlowMatchingConfig, TransformerConfig
 from dit_policy_ros.policy.engine import PolicyEngine
+from dit_policy_ros.policy.interop import configurations, tensor_names
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.objectives import Diffusion, FlowMatching, masked_mse
 from dit_policy_ros.policy.transformer import DiffusionTransformer
@@ -132,14 +132,14 @@ def tokenizer_in(folder):
 def same_policy(theirs_policy, stats):
     """Ours with the weights, the configuration and the statistics of LeRobot's."""
     config = theirs_policy.config
-    weights, dropped = interop_names.from_lerobot(theirs_policy.state_dict())
+    weights, dropped = tensor_names.from_lerobot(theirs_policy.state_dict())
     assert not dropped
     encoder = theirs_policy.observation_encoder
     towers = [encoder.vision_encoder, *(encoder.vision_encoders or [])]
     vision = next((tower.model.config.to_dict() for tower in towers if tower is not None), None)
-    mapped = interop_config.from_lerobot(
+    mapped = configurations.from_lerobot(
         json.loads(json.dumps(draccus.encode(config, PreTrainedConfig))),
-        interop_config.Normalization({kind: mode.value for kind, mode in config.normalization_mapping.items()}, stats),
+        configurations.Normalization({kind: mode.value for kind, mode in config.normalization_mapping.items()}, stats),
         vision,
         encoder.text_encoder.text_encoder.config.to_dict(),
     )

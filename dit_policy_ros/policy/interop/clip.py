@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from . import interop_names
-from .checkpoint import CONFIG
-from .interop_fields import InteropError
-from .interop_folder import read_object
-from .towers import TokenizerError, describe, load_tokenizer
+from ..checkpoint import CONFIG
+from ..towers import TokenizerError, describe, load_tokenizer
+from . import tensor_names
+from .fields import InteropError
+from .folder import read_object
 
 # The width of a head is 64 in all CLIPs but the largest.
 _HEADS_OF_WIDTH = {1280: 16, 1408: 16, 1664: 16}
@@ -70,7 +70,7 @@ def _layers(tower: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "hidden_size": width,
         "intermediate_size": intermediate,
-        "num_hidden_layers": interop_names.count_layers(tower),
+        "num_hidden_layers": tensor_names.count_layers(tower),
         "num_attention_heads": _HEADS_OF_WIDTH.get(width, width // 64),
     }
 

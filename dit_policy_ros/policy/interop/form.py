@@ -1,6 +1,6 @@
 """A form for the robot's description, which no foreign checkpoint has."""
 
-from .configuration import PolicyConfig
+from ..configuration import PolicyConfig
 
 
 def embodiment_form(config: PolicyConfig) -> str:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint as native
-from . import interop_config, interop_names
-from .interop_clip import (
+from .. import checkpoint as native
+from ..modeling import MultitaskDiTPolicy
+from ..towers import TokenizerError, load_tokenizer
+from . import configurations, tensor_names
+from .clip import (
     activation_of,
     clip_tokenizer,
     infer_text,
@@ -18,14 +20,12 @@ from .interop_clip import (
     stored_architecture,
     timm_activation,
 )
-from .interop_config import Mapped, Normalization
-from .interop_fields import InteropError, complete_lerobot, flatten_original
-from .interop_folder import find_checkpoint, read_object, read_processors, read_stats, read_weights, same_stats
-from .interop_form import embodiment_form
-from .interop_options import Options, Summary
-from .interop_write import CLIP, NATIVE
-from .modeling import MultitaskDiTPolicy
-from .towers import TokenizerError, load_tokenizer
+from .configurations import Mapped, Normalization
+from .fields import InteropError, complete_lerobot, flatten_original
+from .folder import find_checkpoint, read_object, read_processors, read_stats, read_weights, same_stats
+from .form import embodiment_form
+from .options import Options, Summary
+from .write import CLIP, NATIVE
 
 
 @dataclass
@@ -55,7 +55,7 @@ def to_native(source: str | Path, target: str | Path, options: Options | None = 
     foreign = _read(folder)
     if narrow := sorted({str(tensor.dtype) for tensor in foreign.weights.values() if tensor.dtype != torch.float32}):
         notes.append(f"weights of {', '.join(narrow)} became torch.float32, which is exact")
-    foreign.weights = interop_names.as_float32(foreign.weights)
+    foreign.weights = tensor_names.as_float32(foreign.weights)
     mapped, tokenizer = _describe(foreign, options, notes)
     mapped.notes[:0] = notes
     policy = _policy_of(mapped, foreign.weights, tokenizer)
@@ -73,11 +73,11 @@ def _read(folder: Path) -> _Foreign:
     config = read_object(folder / native.CONFIG)
     if config.get("type") == "multi_task_dit":
         weights = read_weights(folder)
-        return _Foreign("LeRobot multi_task_dit", folder, config, len(weights), *interop_names.from_lerobot(weights))
+        return _Foreign("LeRobot multi_task_dit", folder, config, len(weights), *tensor_names.from_lerobot(weights))
     if "observation_encoder" in config and "format_version" not in config:
         use_rope = bool(flatten_original(config)["transformer.use_rope"])
         weights = read_weights(folder)
-        return _Foreign("the original's", folder, config, len(weights), *interop_names.from_original(weights, use_rope))
+        return _Foreign("the original's", folder, config, len(weights), *tensor_names.from_original(weights, use_rope))
     raise InteropError(
         f"{folder} is neither a LeRobot multi_task_dit (config.json has type {config.get('type')!r}) nor a "
         "checkpoint of multitask_dit_policy"
@@ -99,11 +99,11 @@ def _describe_lerobot(foreign: _Foreign, options: Options, notes: list[str]) -> 
     text = _text_architecture(text_name, foreign.weights, tokenizer, notes)
     _limit_tokens(tokenizer, theirs, processors.tokenizer, text["max_position_embeddings"], notes)
     vision = None
-    if tower := interop_names.vision_tower(foreign.weights):
+    if tower := tensor_names.vision_tower(foreign.weights):
         vision = stored_architecture(vision_name, "vision")
         if vision is None:
             vision = _infer_vision(tower, activation_of(theirs["vision_encoder_name"]), notes)
-    return interop_config.from_lerobot(theirs, processors.normalization, vision, text), tokenizer
+    return configurations.from_lerobot(theirs, processors.normalization, vision, text), tokenizer
 
 
 def _describe_original(foreign: _Foreign, options: Options, notes: list[str]) -> tuple[Mapped, Any]:
@@ -113,15 +113,15 @@ def _describe_original(foreign: _Foreign, options: Options, notes: list[str]) ->
     tokenizer = clip_tokenizer(text_name)
     text = _text_architecture(text_name, foreign.weights, tokenizer, notes)
     vision = None
-    if tower := interop_names.vision_tower(foreign.weights):
+    if tower := tensor_names.vision_tower(foreign.weights):
         vision = _infer_vision(tower, timm_activation(theirs["observation_encoder.vision.backbone"]), notes)
-    return interop_config.from_original(foreign.config, normalization, vision, text), tokenizer
+    return configurations.from_original(foreign.config, normalization, vision, text), tokenizer
 
 
 def _text_architecture(name: str, weights: dict[str, Tensor], tokenizer: Any, notes: list[str]) -> dict[str, Any]:
     text = stored_architecture(name, "text")
     if text is None:
-        text = infer_text(interop_names.text_tower(weights), activation_of(name), tokenizer)
+        text = infer_text(tensor_names.text_tower(weights), activation_of(name), tokenizer)
         notes.append("the text tower's configuration is inferred from its tensors (heads of width 64)")
     return text
 
@@ -169,7 +169,7 @@ def _restored(foreign: _Foreign) -> tuple[Mapped, Any]:
         raise InteropError(str(error)) from error
     processors = read_processors(folder)
     limit = processors.tokenizer["max_length"]
-    exported, expected = interop_config.to_lerobot(config, stats, theirs["text_encoder_name"], limit)
+    exported, expected = configurations.to_lerobot(config, stats, theirs["text_encoder_name"], limit)
     given = processors.normalization.stats
     same = json.loads(json.dumps(exported)) == foreign.config and given.keys() == expected.keys()
     text: Any = config.observation_encoder.text
@@ -180,7 +180,7 @@ def _restored(foreign: _Foreign) -> tuple[Mapped, Any]:
             "its configuration or its statistics were changed; delete that folder to read what LeRobot reads"
         )
     note = f"exported by this program: configuration and statistics are those of {aside}"
-    return Mapped(config, stats, interop_config.lerobot_fields(theirs), [note]), tokenizer
+    return Mapped(config, stats, configurations.lerobot_fields(theirs), [note]), tokenizer
 
 
 def _policy_of(mapped: Mapped, weights: dict[str, Tensor], tokenizer: Any) -> MultitaskDiTPolicy:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from .interop_fields import InteropError
+from .fields import InteropError
 
 # Options that are of use in one direction only.
 _OF = {"native": ("clip", "embodiment"), "lerobot": ("sampler", "steps", "flat_names")}

@@ -1,6 +1,6 @@
 """Configurations of one model in three dialects: ours, LeRobot's `multi_task_dit` and the original's.
 
-What has one meaning and two names stands in tables (interop_fields.py). Here is what the others do otherwise: each
+What has one meaning and two names stands in tables (fields.py). Here is what the others do otherwise: each
 such habit is a value of our configuration, and what has none is refused by name, all of it at once.
 """
 
@@ -12,8 +12,8 @@ from typing import Any
 import draccus
 import torch
 
-from .checkpoint import reasons
-from .configuration import (
+from ..checkpoint import reasons
+from ..configuration import (
     ACTION,
     STATE,
     ClipTextConfig,
@@ -22,7 +22,8 @@ from .configuration import (
     FlowMatchingConfig,
     PolicyConfig,
 )
-from .interop_fields import (
+from ..normalization import NEGLIGIBLE, Stats
+from .fields import (
     LEROBOT,
     LEROBOT_OBJECTIVE,
     OBJECTIVE,
@@ -37,7 +38,6 @@ from .interop_fields import (
     look_up,
     put,
 )
-from .normalization import NEGLIGIBLE, Stats
 
 
 @dataclass

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import checkpoint as native
-from .checkpoint import CheckpointError
-from .interop_config import Normalization
-from .interop_fields import InteropError
+from .. import checkpoint as native
+from ..checkpoint import CheckpointError
+from .configurations import Normalization
+from .fields import InteropError
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 

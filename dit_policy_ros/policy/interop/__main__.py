@@ -1,18 +1,4 @@
-"""Other people's checkpoints: read LeRobot's and the original's, write LeRobot's.
-
-    python -m dit_policy_ros.policy.interop SRC DST --to native|lerobot
-
-Reads LeRobot's `multi_task_dit` (0.5 and 0.6) and brysonjones/multitask_dit_policy. SRC is a checkpoint's folder
-or one above it, as training left it; averaged weights (`pretrained_model_ema`) are preferred. Only safetensors
-are read, never a pickle.
-
-A foreign checkpoint holds the weights of CLIP's towers but neither the tokenizer nor the towers' configuration:
-these come from the folder or hub name it tells, or from `--clip=FOLDER`. If that has no configuration, it is
-inferred from the tensors where that is exact.
-
-What LeRobot's format has no place for (the embodiment, the tasks, the exact statistics) is written into a folder
-`native/` beside it, which LeRobot does not read; converted back, it gives the same checkpoint.
-"""
+"""The command line of interop."""
 
 import argparse
 import sys
@@ -22,11 +8,12 @@ from typing import NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from .checkpoint import CheckpointError
-from .interop_fields import InteropError
-from .interop_options import Options, Summary
-from .interop_read import to_native
-from .interop_write import to_lerobot
+from .. import interop
+from ..checkpoint import CheckpointError
+from .fields import InteropError
+from .options import Options, Summary
+from .read import to_native
+from .write import to_lerobot
 
 
 def print_summary(summary: Summary, console: Console) -> None:
@@ -54,7 +41,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns its exit status."""
-    parser = _Parser(prog="python -m dit_policy_ros.policy.interop", description=(__doc__ or "").split("\n\n")[0])
+    parser = _Parser(
+        prog="python -m dit_policy_ros.policy.interop", description=(interop.__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("source", metavar="SRC", type=Path, help="a checkpoint's folder")
     parser.add_argument("target", metavar="DST", type=Path, help="the folder to write")
     parser.add_argument("--to", required=True, choices=["native", "lerobot"], help="the format of DST")

@@ -10,15 +10,15 @@ import draccus
 import torch
 from safetensors.torch import save_file
 
-from . import checkpoint as native
-from . import interop_config, interop_names
-from .checkpoint import write_json
-from .configuration import ClipTextConfig, DiffusionConfig, FlowMatchingConfig, PolicyConfig
-from .interop_fields import InteropError
-from .interop_folder import POSTPROCESSOR, PREPROCESSOR
-from .interop_options import Options, Summary
-from .modeling import MultitaskDiTPolicy
-from .text import ClipText
+from .. import checkpoint as native
+from ..checkpoint import write_json
+from ..configuration import ClipTextConfig, DiffusionConfig, FlowMatchingConfig, PolicyConfig
+from ..modeling import MultitaskDiTPolicy
+from ..text import ClipText
+from . import configurations, tensor_names
+from .fields import InteropError
+from .folder import POSTPROCESSOR, PREPROCESSOR
+from .options import Options, Summary
 
 CLIP, NATIVE = "clip", "native"
 """Folders of an export: the towers LeRobot builds its encoders from, and what its format has no place for."""
@@ -32,10 +32,10 @@ def to_lerobot(source: str | Path, target: str | Path, options: Options | None =
     policy = native.load_checkpoint(source)
     config = _with_sampler(policy.config, options)
     clip = str((target / CLIP).resolve())
-    theirs, stats = interop_config.to_lerobot(config, policy.stats, clip, _max_tokens(policy))
+    theirs, stats = configurations.to_lerobot(config, policy.stats, clip, _max_tokens(policy))
     state = policy.state_dict()
     separate = config.observation_encoder.vision.use_separate_encoder_per_camera
-    weights = interop_names.to_lerobot(state, separate, wrapped=not options.flat_names)
+    weights = tensor_names.to_lerobot(state, separate, wrapped=not options.flat_names)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
         partial = Path(name) / "checkpoint"
@@ -46,7 +46,7 @@ def to_lerobot(source: str | Path, target: str | Path, options: Options | None =
         _write_clip(partial / CLIP, policy, config)
         _write_native(partial / NATIVE, source, config, policy.stats)
         native.replace_folder(target, partial)
-    fields = interop_config.lerobot_fields(theirs)
+    fields = configurations.lerobot_fields(theirs)
     return Summary(f"native, {source}", len(weights), [], fields, _export_notes(config, clip))
 
 
@@ -142,10 +142,10 @@ def _write_clip(folder: Path, policy: MultitaskDiTPolicy, config: PolicyConfig) 
     vision: Any = config.observation_encoder.vision
     state = policy.state_dict()
     assert isinstance(text, ClipTextConfig)
-    towers = {f"text_model.{name}": tensor for name, tensor in interop_names.text_tower(state).items()}
+    towers = {f"text_model.{name}": tensor for name, tensor in tensor_names.text_tower(state).items()}
     settings: dict[str, Any] = {"text_config": text.model_config}
     if config.cameras:
-        towers |= {f"vision_model.{name}": tensor for name, tensor in interop_names.vision_tower(state).items()}
+        towers |= {f"vision_model.{name}": tensor for name, tensor in tensor_names.vision_tower(state).items()}
         settings["vision_config"] = vision.backbone_config
     folder.mkdir()
     transformers.CLIPConfig(**settings).save_pretrained(folder)

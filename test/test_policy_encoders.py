@@ -22,7 +22,6 @@ from transformers import (
     DINOv3ViTModel,
 )
 
-from dit_policy_ros.policy import text as text_module
 from dit_policy_ros.policy.configuration import (
     ClipTextConfig,
     ClipVisionConfig,
@@ -35,6 +34,7 @@ from dit_policy_ros.policy.configuration import (
 )
 from dit_policy_ros.policy.encoders import ObservationEncoder
 from dit_policy_ros.policy.preprocessing import Preprocessor
+from dit_policy_ros.policy.recent import Recent
 from dit_policy_ros.policy.resnet import ResNet, spatial_soft_argmax
 from dit_policy_ros.policy.text import ClipText
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
@@ -374,7 +374,8 @@ def test_tower_is_frozen_and_runs_once_an_instruction(text, monkeypatch):
     assert all(parameter.grad is None for parameter in text.text_encoder.parameters())
     assert text.projection.weight.grad is not None
 
-    monkeypatch.setattr(text_module, "TEXT_CACHE_SIZE", 2)
+    monkeypatch.setattr(text, "_cache", Recent(2))
+    text([INSTRUCTIONS[1]])
     text([INSTRUCTIONS[0]])
     text([INSTRUCTIONS[2]])  # the least recently used, 1, is forgotten
     calls.clear()
@@ -494,7 +495,7 @@ def test_every_camera_must_fit_the_backbone(tiny_clip, tmp_path, separate):
 
 def test_threads_share_the_cache_of_instructions(text, monkeypatch):
     """A tokenizer must not be used by two threads at once, nor the cache change under one that reads it."""
-    monkeypatch.setattr(text_module, "TEXT_CACHE_SIZE", 2)
+    monkeypatch.setattr(text, "_cache", Recent(2))
     tasks = [f"push block {i}" for i in range(6)]
     expected = {task: text.pooled([task])[0] for task in tasks}
     inside = []

@@ -5,11 +5,12 @@ them. A graph (CUDA C++ Programming Guide, "CUDA Graphs") replays them with the 
 tensors of its own, and the result out of them.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
+
+from .recent import Recent
 
 Function = Callable[..., Tensor]
 
@@ -53,18 +54,12 @@ class GraphCache:
     """The graphs used last, at most `size` of them: each holds memory of its own on the device."""
 
     def __init__(self, size: int = 8):
-        self._size = size
-        self._graphs: OrderedDict[Hashable, GraphedFunction] = OrderedDict()
+        self._graphs: Recent[GraphedFunction] = Recent(size)
 
     def call(self, key: Hashable, function: Function, *inputs: Tensor | None) -> Tensor:
         """function(*inputs), captured if no graph of that key, shapes and dtypes is there."""
         full = (key, *(None if each is None else (tuple(each.shape), each.dtype) for each in inputs))
-        if full not in self._graphs:
-            self._graphs[full] = GraphedFunction(function, inputs)
-            if len(self._graphs) > self._size:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(full)
-        return self._graphs[full](*inputs)
+        return self._graphs.get(full, lambda: GraphedFunction(function, inputs))(*inputs)
 
     def clear(self) -> None:
         """Forgets all graphs and frees their memory."""

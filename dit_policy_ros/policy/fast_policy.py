@@ -5,9 +5,9 @@ denoising loop, and that features computed earlier may stand in a batch for the 
 """
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from .encoders import ObservationEncoder
 from .fast_transformer import FastTransformer
 from .fast_vision import FastViT, Unsupported
 from .modeling import MultitaskDiTPolicy
-from .sampling import Plan, Predict, guide
-from .text import TextCache
+from .recent import Recent
+from .sampling import Plan, Predict, by_instruction
+from .text import TEXT_CACHE_SIZE
 from .vision import ClipVision, ViT
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class FastPaths:
         self.why_not: dict[str, str] = {}
         self.broken: set[str] = set()
         self.lost: dict[str, str] = {}
-        self._tables: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
+        self._tables: Recent[Tensor] = Recent(TABLES)
         self._build(VISION, lambda: self._make_vits(policy, dtype))
         self._build(TRANSFORMER, lambda: self._make_transformer(policy, dtype, packed=not compile))
         if compile:
@@ -69,15 +70,14 @@ class FastPaths:
 
     def table(self, plan: Plan) -> Tensor:
         """The timesteps' part of adaLN for a plan, (layers, calls + 1, 6 * hidden), the clean timestep's last."""
-        assert self.transformer is not None
-        key = (plan.sampler, plan.steps)
-        if key not in self._tables:
+        transformer = self.transformer
+        assert transformer is not None
+
+        def make() -> Tensor:
             clean = plan.timesteps.new_tensor([plan.clean_timestep])
-            self._tables[key] = self.transformer.table(torch.cat([plan.timesteps, clean]))
-            if len(self._tables) > TABLES:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(key)
-        return self._tables[key]
+            return transformer.table(torch.cat([plan.timesteps, clean]))
+
+        return self._tables.get((plan.sampler, plan.steps), make)
 
     def graphed(self, key: Hashable, function: Function, *inputs: Tensor | None) -> Tensor:
         """function(*inputs) by one graph replay; where the capture fails, without graphs from then on."""
@@ -138,7 +138,7 @@ class FastPolicy(MultitaskDiTPolicy):
         self._modules = dict(policy._modules)
         self._modules["observation_encoder"] = _FastEncoder(policy.observation_encoder, paths)
         self.paths = paths
-        self._texts = TextCache()
+        self._texts: Recent[Tensor] = Recent(TEXT_CACHE_SIZE)
         self.eval()
         self._every = list(self.modules())
 
@@ -186,7 +186,7 @@ class FastPolicy(MultitaskDiTPolicy):
             assert feature is not None
             return feature[0]
 
-        return torch.stack(self._texts.look_up(tasks, encode))
+        return torch.stack([self._texts.get(task, partial(encode, task)) for task in tasks])
 
     def network(
         self,
@@ -246,7 +246,7 @@ class FastPolicy(MultitaskDiTPolicy):
         transformer: Callable[[Tensor, Tensor], Tensor] = paths.transformer
         if COMPILE in paths.in_use and paths.compiled is not None:
             transformer = paths.compiled
-        rows, known, by_words = part[:, :, None], None, guidance_scale != 1
+        rows, known = part[:, :, None], None
         if prefix_steps:
             known = (torch.arange(self.config.horizon, device=table.device) < prefix_steps)[:, None]
 
@@ -254,12 +254,9 @@ class FastPolicy(MultitaskDiTPolicy):
             of_time = table[:, call, None, None]
             if known is not None:
                 of_time = torch.where(known, table[:, -1, None, None], of_time)
-            if not by_words:
-                return transformer(x, rows + of_time)
-            out = transformer(torch.cat([x, x]), rows + of_time)
-            return guide(out[: len(x)], out[len(x) :], guidance_scale)
+            return transformer(x, rows + of_time)
 
-        return predict
+        return predict if guidance_scale == 1 else by_instruction(predict, guidance_scale)
 
 
 class _FastEncoder(ObservationEncoder):

@@ -23,10 +23,10 @@ from .sampling import (
     Plan,
     Predict,
     Sampling,
+    by_instruction,
     check_noise,
     draw_noise,
     draw_step_noise,
-    guide,
     make_plan,
     token_timesteps,
 )
@@ -304,16 +304,12 @@ class MultitaskDiTPolicy(nn.Module):
         rows = rows.repeat_interleave(candidates, dim=0)
 
         def predict(x: Tensor, call: int) -> Tensor:
-            batch = x if unconditional is None else torch.cat([x, x])
-            timestep = plan.timesteps[call].expand(len(batch))
+            timestep = plan.timesteps[call].expand(len(x))
             if prefix_steps:
-                timestep = token_timesteps(plan, call, len(batch), x.shape[1], prefix_steps)
-            out = self.noise_predictor(batch, timestep, rows)
-            if unconditional is None:
-                return out
-            return guide(out[: len(x)], out[len(x) :], guidance_scale)
+                timestep = token_timesteps(plan, call, len(x), x.shape[1], prefix_steps)
+            return self.noise_predictor(x, timestep, rows)
 
-        return predict
+        return predict if unconditional is None else by_instruction(predict, guidance_scale)
 
     def predict_chunk(
         self,

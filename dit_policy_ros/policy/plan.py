@@ -105,6 +105,18 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
+def by_instruction(network: Predict, scale: float) -> Predict:
+    """A network guided by the instruction: `network` has conditionings with it for the first half of its batch and
+    without it for the second, and is given x (B, T, A) for both at once.
+    """
+
+    def predict(x: Tensor, call: int) -> Tensor:
+        out = network(torch.cat([x, x]), call)
+        return guide(out[: len(x)], out[len(x) :], scale)
+
+    return predict
+
+
 def combination(*terms: tuple[float, Tensor | None]) -> Tensor:
     """The sum of factor * tensor over the terms whose factor is not zero (their tensor is then not None)."""
     total: Tensor | None = None

@@ -22,7 +22,7 @@ from .diffusion_plan import diffusion_plan
 from .flow_plan import flow_plan
 from .noise import check_noise, draw_noise, draw_step_noise
 from .objectives import Diffusion, FlowMatching
-from .plan import Plan, Predict, guide, token_timesteps
+from .plan import Plan, Predict, by_instruction, guide, token_timesteps
 
 # What sampling takes, whichever file a part of it stands in.
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Predict",
     "ResolvedSampling",
     "Sampling",
+    "by_instruction",
     "check_noise",
     "draw_noise",
     "draw_step_noise",

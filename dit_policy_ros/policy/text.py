@@ -1,53 +1,20 @@
 """The instruction as a vector."""
 
 import logging
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .configuration import ClipTextConfig, ConfigurationError, NoTextConfig, TextConfig
+from .recent import Recent
 from .towers import TokenizerError, load_tokenizer, load_tower, reset_tower_buffers
 
 logger = logging.getLogger(__name__)
 
 TEXT_CACHE_SIZE = 1024
-
-
-class TextCache:
-    """The features of the instructions read last, for any number of threads.
-
-    The least recently used of TEXT_CACHE_SIZE instructions is forgotten first. A copy starts empty: it may
-    belong to other weights.
-    """
-
-    def __init__(self) -> None:
-        self._features: OrderedDict[str, Tensor] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type["TextCache"], tuple[()]]:
-        return TextCache, ()
-
-    def clear(self) -> None:
-        """Forgets everything."""
-        with self._lock:
-            self._features.clear()
-
-    def look_up(self, tasks: Sequence[str], encode: Callable[[str], Tensor]) -> list[Tensor]:
-        """The feature of each instruction, made by `encode` where it is not known."""
-        # Held during encode: a Hugging Face tokenizer must not be used by two threads at once.
-        with self._lock:
-            found: dict[str, Tensor] = {}
-            for task in dict.fromkeys(tasks):
-                found[task] = self._features[task] if task in self._features else encode(task)
-                self._features[task] = found[task]
-                self._features.move_to_end(task)
-            while len(self._features) > TEXT_CACHE_SIZE:
-                self._features.popitem(last=False)
-        return [found[task] for task in tasks]
 
 
 class ClipText(nn.Module):
@@ -63,7 +30,8 @@ class ClipText(nn.Module):
         self.text_encoder: Any = load_tower("CLIPText", config.model, config.model_config)
         self.text_encoder.requires_grad_(False).eval()
         self.projection = nn.Linear(self.text_encoder.config.hidden_size, features_dim)
-        self._cache = TextCache()
+        # Its lock is held while a text is encoded: a Hugging Face tokenizer must not be used by two threads at once.
+        self._cache: Recent[Tensor] = Recent(TEXT_CACHE_SIZE)
         self.register_load_state_dict_post_hook(lambda module, _: module._cache.clear())
 
     def forward(self, tasks: Sequence[str]) -> Tensor:
@@ -76,7 +44,7 @@ class ClipText(nn.Module):
             if not isinstance(task, str) or not task.strip():
                 raise ValueError(f"task {index} of the batch is {task!r}; expected an instruction in words")
         # A copy, so that what was kept in inference mode may serve a training step.
-        return torch.stack(self._cache.look_up(tasks, self._encode))
+        return torch.stack([self._cache.get(task, partial(self._encode, task)) for task in tasks])
 
     @property
     def max_tokens(self) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from builtin_interfaces.msg import Duration, Time
 from dit_policy_msgs.msg import ActionChunk
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from dit_policy_ros.runtime.pipeline import Outcome
 from dit_policy_ros.runtime.trajectory import Trajectory
+
+if TYPE_CHECKING:  # the guard sends trajectories too, and must not wait for torch
+    from dit_policy_ros.runtime.pipeline import Outcome
 
 _NS = 1_000_000_000
 

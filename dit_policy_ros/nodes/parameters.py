@@ -7,65 +7,18 @@ contradicts the loaded checkpoint (more `n_action_steps` than its horizon holds)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import get_args
 
-from rcl_interfaces.msg import (
-    FloatingPointRange,
-    IntegerRange,
-    ParameterDescriptor,
-    SetParametersResult,
-)
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from dit_policy_ros.nodes.declaration import Declaration, Value
 from dit_policy_ros.policy.configuration import DiffusionConfig, FlowMatchingConfig
 from dit_policy_ros.policy.engine import Precision
 from dit_policy_ros.policy.sampling import samplers_of
 
-Value = bool | int | float | str
-
 SAMPLERS = (*samplers_of(DiffusionConfig()), *samplers_of(FlowMatchingConfig()))
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """One parameter: name, default (which fixes its type), sentence, inclusive range, whether it is fixed at start.
-
-    A text parameter may have `choices`, its only values.
-    """
-
-    name: str
-    default: Value
-    description: str
-    lower: float | None = None
-    upper: float | None = None
-    read_only: bool = False
-    choices: tuple[str, ...] = ()
-
-    def descriptor(self) -> ParameterDescriptor:
-        """The ROS descriptor; rqt_reconfigure draws a bounded number as a slider."""
-        descriptor = ParameterDescriptor(description=self.description, read_only=self.read_only)
-        if self.choices:
-            descriptor.additional_constraints = f"one of {self.listed_choices()}"
-        if self.lower is not None and self.upper is not None:
-            if isinstance(self.default, int):
-                bounds = IntegerRange(from_value=int(self.lower), to_value=int(self.upper), step=1)
-                descriptor.integer_range = [bounds]
-            else:
-                bounds = FloatingPointRange(from_value=float(self.lower), to_value=float(self.upper), step=0.0)
-                descriptor.floating_point_range = [bounds]
-        return descriptor
-
-    def listed_choices(self) -> str:
-        """The choices in words."""
-        return ", ".join(choice or '""' for choice in self.choices)
-
-    def problem(self, value: Value) -> str | None:
-        """Why a value is none of the choices, in a sentence; ROS itself checks types and ranges."""
-        if not self.choices or value in self.choices:
-            return None
-        return f"{self.name} must be one of {self.listed_choices()}, got '{value}'"
 
 
 DECLARATIONS: tuple[Declaration, ...] = (

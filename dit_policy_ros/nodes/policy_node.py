@@ -35,8 +35,9 @@ from trajectory_msgs.msg import JointTrajectory
 
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.nodes.conversions import action_chunk_message, time_message, trajectory_message
+from dit_policy_ros.nodes.declaration import Value
 from dit_policy_ros.nodes.diagnostics import Tally, diagnostic_array, path_values
-from dit_policy_ros.nodes.parameters import Parameters, Value
+from dit_policy_ros.nodes.parameters import Parameters
 from dit_policy_ros.nodes.spin import run_node
 from dit_policy_ros.policy.checkpoint import load_checkpoint
 from dit_policy_ros.policy.engine import PathReport, PolicyEngine, Precision

@@ -38,7 +38,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from dit_policy_ros.nodes.parameters import Declaration
+from dit_policy_ros.nodes.declaration import Declaration
 from dit_policy_ros.runtime.trajectory import Point
 from dit_policy_ros.sim import topics
 from dit_policy_ros.sim.scene import GRIPPER_JOINT, names

@@ -42,6 +42,7 @@ def inputs(root: Path) -> tuple[list[Path], list[Path]]:
         *(package / name for package in packages for name in described_by),
         *(root / "msg").rglob("*.msg"),
         *(root / "msg").rglob("*.srv"),
+        *(root / "msg").rglob("*.action"),
         root / "colcon_defaults.yaml",
     ]
     names = [*(root / "launch").rglob("*.py"), *(root / "config").rglob("*.yaml"), *(root / "checkpoints").rglob("*")]

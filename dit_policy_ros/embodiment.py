@@ -20,7 +20,19 @@ import yaml
 T = TypeVar("T")
 
 TRANSPORTS = ("raw", "compressed")
+INTERFACES = ("trajectory", "follow_joint_trajectory", "position")
 STATE = "state"  # the state's stream name beside the cameras' names, so no camera may be called that
+
+_IMAGE_TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
+# Of each interface what is appended to its topic for recording, and the type there.
+_COMMAND_TOPICS = {
+    "trajectory": ("", "trajectory_msgs/msg/JointTrajectory"),
+    "follow_joint_trajectory": (
+        "/_action/feedback",
+        "control_msgs/action/FollowJointTrajectory_FeedbackMessage",
+    ),
+    "position": ("", "std_msgs/msg/Float64MultiArray"),
+}
 
 _TOPIC = re.compile(r"[/~]?/?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -66,21 +78,31 @@ class State:
 
 @dataclass(frozen=True)
 class ActionGroup:
-    """Joints commanded through one joint_trajectory_controller, in the order of the action vector."""
+    """Joints commanded through one controller, in the order of the action vector.
+
+    What `topic` is, is said by `interface`: "trajectory", a joint_trajectory_controller's `~/joint_trajectory`;
+    "follow_joint_trajectory", the name of its action `~/follow_joint_trajectory`; "position", a
+    std_msgs/Float64MultiArray of the joints' positions in this order, as a JointGroupPositionController takes.
+    """
 
     name: str
     topic: str
+    interface: str
     joints: dict[str, JointLimits]
 
 
 @dataclass(frozen=True)
 class Embodiment:
-    """A robot as the policy sees it. `fps` is the rate, in Hz, of observation steps and of action steps."""
+    """A robot as the policy sees it. `fps` is the rate, in Hz, of observation steps and of action steps.
+
+    `max_camera_skew` in seconds: how far apart the header stamps of the images of one frame may be.
+    """
 
     name: str
     fps: int
     instruction_topic: str
     cameras: tuple[Camera, ...]
+    max_camera_skew: float
     state: State
     action_groups: tuple[ActionGroup, ...]
 
@@ -109,7 +131,7 @@ class Embodiment:
 
     @classmethod
     def _read(cls, root: _Reader) -> Self:
-        root.expect("name", "fps", "instruction", "cameras", "state", "action_groups")
+        root.expect("name", "fps", "instruction", "cameras", "max_camera_skew", "state", "action_groups")
         instruction = root.mapping("instruction")
         instruction.expect("topic")
         state = root.mapping("state")
@@ -119,6 +141,7 @@ class Embodiment:
             fps=root.integer("fps"),
             instruction_topic=instruction.topic("topic"),
             cameras=tuple(_read_camera(name, camera) for name, camera in root.named_mappings("cameras")),
+            max_camera_skew=root.positive("max_camera_skew"),
             state=State(state.topic("topic"), state.joint_list("joints"), state.positive("max_age")),
             action_groups=tuple(_read_group(name, group) for name, group in root.named_mappings("action_groups")),
         )
@@ -132,17 +155,35 @@ class Embodiment:
 
     def differences(self, other: Self) -> list[str]:
         """Where the two differ, one line each: "cameras.wrist.width: 128 here, 96 there"; empty if equal."""
-        here, there = _flatten(self._document()), _flatten(other._document())
-        lines = []
-        for key in [*here, *(key for key in there if key not in here)]:
-            if here.get(key, _ABSENT) != there.get(key, _ABSENT):
-                lines.append(f"{key}: {here.get(key, _ABSENT)} here, {there.get(key, _ABSENT)} there")
+        lines = _compare(self._document(), other._document())
         if not lines and self.action_joints != other.action_joints:
             lines.append(
                 "order of the action joints: "
                 f"{', '.join(self.action_joints)} here, {', '.join(other.action_joints)} there"
             )
         return lines
+
+    def incompatibilities(self, other: Self) -> list[str]:
+        """Where a policy trained on `other` does not fit this robot, one line each; empty if it fits.
+
+        That is the name, fps, the cameras' names and sizes, and the joints of state and action with their order. All
+        else (topics, transports, ages, skew, limits, interfaces) is the deployment's own business: see `differences`.
+        """
+        return _compare(self._trained_on(), other._trained_on())
+
+    @property
+    def topics(self) -> dict[str, str]:
+        """Every topic to record of this robot, and its type: {"joint_states": "sensor_msgs/msg/JointState", ...}.
+
+        The goals of an action are a service's and no topic; its feedback, which tells the references and the measured
+        joints, stands for them. It is a hidden topic (`ros2 bag record --include-hidden-topics`).
+        """
+        topics = {camera.topic: _IMAGE_TYPES[camera.transport] for camera in self.cameras}
+        topics |= {self.state.topic: "sensor_msgs/msg/JointState", self.instruction_topic: "std_msgs/msg/String"}
+        for group in self.action_groups:
+            suffix, kind = _COMMAND_TOPICS[group.interface]
+            topics[group.topic + suffix] = kind
+        return topics
 
     @property
     def action_joints(self) -> tuple[str, ...]:
@@ -176,6 +217,7 @@ class Embodiment:
                 }
                 for camera in self.cameras
             },
+            "max_camera_skew": self.max_camera_skew,
             "state": {
                 "topic": self.state.topic,
                 "joints": list(self.state.joints),
@@ -184,6 +226,7 @@ class Embodiment:
             "action_groups": {
                 group.name: {
                     "topic": group.topic,
+                    "interface": group.interface,
                     "joints": {
                         joint: {
                             "position": [limits.lower, limits.upper],
@@ -195,6 +238,15 @@ class Embodiment:
                 }
                 for group in self.action_groups
             },
+        }
+
+    def _trained_on(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "fps": self.fps,
+            "cameras": {camera.name: {"width": camera.width, "height": camera.height} for camera in self.cameras},
+            "state": {"joints": ", ".join(self.state.joints)},
+            "action joints": ", ".join(self.action_joints),
         }
 
 
@@ -216,9 +268,10 @@ def _read_camera(name: str, camera: _Reader) -> Camera:
 
 
 def _read_group(name: str, group: _Reader) -> ActionGroup:
-    group.expect("topic", "joints")
+    group.expect("topic", "interface", "joints")
+    interface = group.choice("interface", INTERFACES)
     limits = {joint: _read_limits(reader) for joint, reader in group.named_mappings("joints", identifiers=False)}
-    return ActionGroup(name, group.topic("topic"), limits)
+    return ActionGroup(name, group.topic("topic"), interface, limits)
 
 
 def _read_limits(joint: _Reader) -> JointLimits:
@@ -258,6 +311,16 @@ class _Absent:
 
 
 _ABSENT = _Absent()
+
+
+def _compare(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
+    here, there = _flatten(here), _flatten(there)
+    keys = [*here, *(key for key in there if key not in here)]
+    return [
+        f"{key}: {here.get(key, _ABSENT)} here, {there.get(key, _ABSENT)} there"
+        for key in keys
+        if here.get(key, _ABSENT) != there.get(key, _ABSENT)
+    ]
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -16,14 +16,17 @@ fps: 20
 instruction: {topic: instruction}
 cameras:
   top: {topic: top/image_raw, transport: raw, width: 64, height: 48, max_age: 0.3}
+max_camera_skew: 0.1
 state: {topic: joint_states, joints: [a, b, g], max_age: 0.2}
 action_groups:
   hand:
-    topic: hand_controller/joint_trajectory
+    topic: hand_controller/commands
+    interface: position
     joints:
       g: {position: [0, 0.04], velocity: 0.2, acceleration: 1}
   arm:
     topic: arm_controller/joint_trajectory
+    interface: trajectory
     joints:
       b: {position: [-1.0, 1.0], velocity: 2.0, acceleration: 8.0}
       a: {position: [-2.0, 2.0], velocity: 1.0, acceleration: 4.0}
@@ -50,6 +53,8 @@ def test_the_demo_arm_is_a_panda() -> None:
     assert [camera.transport for camera in arm.cameras] == ["raw", "compressed"]
     assert arm.limits["panda_joint4"] == JointLimits(-3.0718, -0.0698, 2.175, 12.5)
     assert arm.action_state_indices == [0, 1, 2, 3, 4, 5, 6]
+    assert [group.interface for group in arm.action_groups] == ["trajectory"]
+    assert arm.max_camera_skew == 0.2
 
 
 def test_the_action_vector_follows_the_groups_in_the_files_order() -> None:
@@ -92,6 +97,15 @@ def test_yaml_round_trip(text: str) -> None:
         ("top/image_raw", "top//image raw", "cameras.top.topic", ["topic's name"]),
         ("  top: {topic: top", "  state: {topic: top", "cameras.state", ["expected another name"]),
         ("  top: {topic: top", "  to-p: {topic: top", "cameras.to-p", ["letters, digits"]),
+        ("max_camera_skew: 0.1\n", "", "max_camera_skew", ["missing"]),
+        ("max_camera_skew: 0.1", "max_camera_skew: 0", "max_camera_skew", ["found 0", "above 0"]),
+        ("    interface: position\n", "", "action_groups.hand.interface", ["missing"]),
+        (
+            "interface: position",
+            "interface: velocity",
+            "action_groups.hand.interface",
+            ["'velocity'", "trajectory or follow_joint_trajectory or position"],
+        ),
         ("[a, b, g]", "[a, b, a]", "state.joints", ["found a more than once"]),
         ("[a, b, g]", "[]", "state.joints", ["one joint name or more"]),
         ("[a, b, g]", "a", "state.joints", ["the text 'a'", "a list"]),
@@ -112,7 +126,12 @@ def test_yaml_round_trip(text: str) -> None:
             ["did you mean 'velocity'"],
         ),
         ("      b: {", "      g: {", "action_groups.arm.joints.g", ["action_groups.hand.joints.g has already"]),
-        ("arm_controller/", "hand_controller/", "action_groups.arm.topic", ["a controller of its own"]),
+        (
+            "arm_controller/joint_trajectory",
+            "hand_controller/commands",
+            "action_groups.arm.topic",
+            ["a controller of its own"],
+        ),
         ("top/image_raw", "joint_states", "cameras.top.topic", ["a topic of its own"]),
         ("instruction: {topic: instruction}", "instruction: hello", "instruction", ["expected a mapping"]),
     ],
@@ -133,7 +152,7 @@ def test_every_mistake_is_told_at_once() -> None:
 
 def test_a_key_written_twice_is_refused_with_both_lines() -> None:
     text = edited("      a: {", "      b: {")
-    with pytest.raises(EmbodimentError, match=r"(?s)robot\.yaml.*'b' stands twice, first in line 16.*line 17"):
+    with pytest.raises(EmbodimentError, match=r"(?s)robot\.yaml.*'b' stands twice, first in line 19.*line 20"):
         Embodiment.from_yaml(text, "robot.yaml")
 
 
@@ -168,3 +187,71 @@ def test_differences_see_what_only_one_side_has_and_the_order_of_joints() -> Non
     a = "      a: {position: [-2.0, 2.0], velocity: 1.0, acceleration: 4.0}\n"
     swapped = Embodiment.from_yaml(edited(b + a, a + b), "there")
     assert here.differences(swapped) == ["order of the action joints: g, b, a here, g, a, b there"]
+
+
+def incompatibilities(*edits: tuple[str, str]) -> list[str]:
+    text = TWO_ARMS
+    for old, new in edits:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    here = Embodiment.from_yaml(TWO_ARMS, "here")
+    there = Embodiment.from_yaml(text, "there")
+    assert here.differences(there)
+    return here.incompatibilities(there)
+
+
+def test_a_deployment_may_differ_in_what_the_policy_never_saw() -> None:
+    assert (
+        incompatibilities(
+            ("topic: top/image_raw, transport: raw", "topic: top/jpeg, transport: compressed"),
+            ("max_age: 0.3", "max_age: 0.5"),
+            ("max_camera_skew: 0.1", "max_camera_skew: 0.3"),
+            ("topic: joint_states", "topic: robot/joint_states"),
+            ("instruction: {topic: instruction}", "instruction: {topic: task}"),
+            ("hand_controller/commands\n    interface: position", "hand/joint_trajectory\n    interface: trajectory"),
+            ("velocity: 2.0", "velocity: 1.0"),
+            ("[-2.0, 2.0]", "[-1.0, 1.0]"),
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("two_arms", "other", ["name: two_arms here, other there"]),
+        ("fps: 20", "fps: 30", ["fps: 20 here, 30 there"]),
+        ("width: 64", "width: 96", ["cameras.top.width: 64 here, 96 there"]),
+        (
+            "  top: {topic",
+            "  side: {topic",
+            [
+                "cameras.top.width: 64 here, nothing there",
+                "cameras.top.height: 48 here, nothing there",
+                "cameras.side.width: nothing here, 64 there",
+                "cameras.side.height: nothing here, 48 there",
+            ],
+        ),
+        ("[a, b, g]", "[b, a, g]", ["state.joints: a, b, g here, b, a, g there"]),
+        ("      a: {", "      c: {", ["action joints: g, b, a here, g, b, c there"]),
+    ],
+)
+def test_what_the_policy_was_trained_on_must_be_the_same(old: str, new: str, expected: list[str]) -> None:
+    assert incompatibilities((old, new)) == expected
+
+
+def test_every_topic_to_record_with_its_type() -> None:
+    assert Embodiment.from_yaml(TWO_ARMS, "robot.yaml").topics == {
+        "top/image_raw": "sensor_msgs/msg/Image",
+        "joint_states": "sensor_msgs/msg/JointState",
+        "instruction": "std_msgs/msg/String",
+        "hand_controller/commands": "std_msgs/msg/Float64MultiArray",
+        "arm_controller/joint_trajectory": "trajectory_msgs/msg/JointTrajectory",
+    }
+    text = edited(
+        "arm_controller/joint_trajectory\n    interface: trajectory", "arm/go\n    interface: follow_joint_trajectory"
+    )
+    text = text.replace("transport: raw", "transport: compressed")
+    topics = Embodiment.from_yaml(text, "robot.yaml").topics
+    assert topics["top/image_raw"] == "sensor_msgs/msg/CompressedImage"
+    assert topics["arm/go/_action/feedback"] == "control_msgs/action/FollowJointTrajectory_FeedbackMessage"

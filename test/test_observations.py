@@ -25,6 +25,7 @@ ROBOT = Embodiment(
         Camera("top", "top/image_raw", "raw", 6, 4, 0.3),
         Camera("wrist", "wrist/compressed", "compressed", 16, 8, 0.3),
     ),
+    max_camera_skew=0.2,
     state=State("joint_states", ("a", "b"), 0.2),
     action_groups=(),
 )
@@ -129,7 +130,7 @@ def test_channels_come_first_and_arrays_are_ready_for_torch() -> None:
 
 
 def test_steps_are_whole_nanoseconds_at_a_rate_that_does_not_divide_a_second() -> None:
-    robot = Embodiment("t", 30, "i", (Camera("top", "top/image_raw", "raw", 6, 4, 0.3),), ROBOT.state, ())
+    robot = Embodiment("t", 30, "i", (Camera("top", "top/image_raw", "raw", 6, 4, 0.3),), 0.2, ROBOT.state, ())
     buffer = ObservationBuffer(robot, 2)
     step = 33_333_333  # round(1e9 / 30)
     for value, t in enumerate((T0 - step - 1, T0 - step, T0 - step + 1, T0)):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from dit_policy_training.bags import BagMessage, find_bags, read_messages
-from dit_policy_training.commands import ControllerOptions
+from dit_policy_training.commands import CommandError, ControllerOptions
 from dit_policy_training.convert import ConvertConfig, convert, main
 from dit_policy_training.episodes import Row, sample_rows, topics_of
 from dit_policy_training.video import VideoEncoder, VideoOptions, _CameraVideo, frames_in
@@ -50,6 +50,14 @@ def rows_of(
 
 def seconds(ns: int) -> float:
     return (ns - START_NS) / 1e9
+
+
+@pytest.mark.parametrize("interface", ["follow_joint_trajectory", "position"])
+def test_what_no_controller_of_trajectories_was_told_is_refused(embodiment: Embodiment, interface: str) -> None:
+    (arm,) = embodiment.action_groups
+    robot = replace(embodiment, action_groups=(replace(arm, interface=interface),))
+    with pytest.raises(CommandError, match=f"arm_controller.*'arm' is commanded by '{interface}'.*'trajectory'"):
+        rows_of(messages(0.5), robot)
 
 
 def test_ticks_are_an_integer_grid_from_the_last_streams_start_to_the_end(embodiment: Embodiment) -> None:

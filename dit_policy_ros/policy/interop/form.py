@@ -19,6 +19,7 @@ def embodiment_form(config: PolicyConfig) -> str:
             f"  {name}: {{topic: 'TODO: topic', transport: TODO, width: {width}, height: {height}, max_age: TODO}}"
         )
     lines += [
+        "max_camera_skew: TODO",
         f"state: {{topic: 'TODO: topic', joints: TODO, max_age: TODO}}  # {config.state_dim} joints",
         f"action_groups: TODO  # {config.action_dim} joints in all",
     ]

@@ -1,0 +1,444 @@
+"""The conductor: when the next chunk is due, how it joins the one in motion, what goes to the arm, when it must stop.
+
+Without ROS and without a clock or a thread of its own: the node calls `tick` a hundred times a second and `deliver`
+when a chunk has been sampled, both under one lock; a simulation calls the same functions with its own time.
+
+Timing. Row j of a chunk is due (j + 1) steps after its observation, and the next chunk should take over when
+n_action_steps of them have been executed. So it is asked for when what is left of them, by the clock, has shrunk to the
+budget: the 95th percentile of the measured latency plus a margin. If it comes late, the arm follows the spare tail of
+its chunk, which ends at rest.
+
+Faults. Whatever a watchdog reports while the arm moves becomes the fault: the arm is brought to rest, at once or at the
+end of its chunk (`on_fault`), and nothing is sent until the fault is over, by itself once nothing has been wrong for
+half a second, or by `resume` (`recovery`). While the arm rests, trouble only holds back the next chunk.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.policy.sampling import AS_CONFIGURED, Sampling
+from dit_policy_ros.runtime.chunking import Chunk, drop_elapsed
+from dit_policy_ros.runtime.course import Course
+from dit_policy_ros.runtime.faults import Fault, Trouble
+from dit_policy_ros.runtime.gate import Decision, Gate, Verdict
+from dit_policy_ros.runtime.joining import Joining, Seam, blend, seam
+from dit_policy_ros.runtime.messages import MessageError
+from dit_policy_ros.runtime.observations import ObservationBuffer, ObservationError
+from dit_policy_ros.runtime.pipeline import Request, Sampled
+from dit_policy_ros.runtime.trajectory import Point, Trajectory, stop
+
+OnFault = Literal["stop", "finish_chunk"]
+Recovery = Literal["manual", "automatic"]
+
+QUIET_NS = 500_000_000  # nothing may have been wrong for so long before the arm moves again by itself
+_KEPT_LATENCIES = 200
+_INPUT_VERDICTS = (Verdict.INPUT_MISSING, Verdict.INPUT_STALE, Verdict.INPUT_SKEWED, Verdict.INPUT_INVALID)
+_NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The live parameters, as they are at one tick; a chunk keeps those of its request, but for dry_run and clamp.
+
+    speed_scale, above 0, at most 1: chunks are executed so much slower than they were learnt. inference_timeout and
+    budget_margin in s.
+    """
+
+    n_action_steps: int
+    sampling: Sampling = AS_CONFIGURED
+    joining: Joining = "replace"
+    speed_scale: float = 1.0
+    clamp: bool = False
+    dry_run: bool = False
+    max_consecutive_rejections: int = 5
+    on_fault: OnFault = "stop"
+    recovery: Recovery = "manual"
+    inference_timeout: float = 1.0
+    budget_margin: float = 0.02
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request. `trajectory`, of all action joints, is there if and only if the verdict is ACCEPTED.
+
+    sent: whether it is to go to the controllers (in a dry run it is not). seam: the jump against the course it
+    replaces, None if there was none in motion. clamped: how many values were clipped into the limits.
+    """
+
+    request: Request
+    decision: Decision
+    chunk: Chunk | None = None
+    steps_dropped: int = 0
+    steps_committed: int = 0
+    trajectory: Trajectory | None = None
+    sent: bool = False
+    seam: Seam | None = None
+    clamped: int = 0
+
+
+@dataclass(frozen=True)
+class Directive:
+    """What a tick asks of the node: a chunk to be sampled, a stop to be sent, a refusal to be published."""
+
+    request: Request | None = None
+    stop: Trajectory | None = None
+    refusal: Outcome | None = None
+
+
+@dataclass
+class Counts:
+    """What has happened since the start."""
+
+    verdicts: Counter[Verdict] = field(default_factory=Counter)
+    last: Decision = field(default_factory=lambda: Decision(Verdict.ACCEPTED))
+    consecutive_rejections: int = 0
+    deadlines_missed: int = 0
+    clamped: int = 0
+    faults: Counter[Fault] = field(default_factory=Counter)
+
+
+class Conductor:
+    """See the module. All times are of the clock that stamps the observations; calls must not overlap."""
+
+    def __init__(self, embodiment: Embodiment, gate: Gate, observations: ObservationBuffer) -> None:
+        self._embodiment = embodiment
+        self._gate = gate
+        self._observations = observations
+        self._epoch = 0
+        self._running = False
+        self._latencies: deque[float] = deque(maxlen=_KEPT_LATENCIES)
+        self._latency_p95 = 0.0
+        self.instruction = ""
+        self._forget_motion()
+        self.counts = Counts()
+
+    def _forget_motion(self) -> None:
+        self.course: Course | None = None
+        self.chunk: Chunk | None = None
+        self.fault: Trouble | None = None
+        self._settings = Settings(n_action_steps=1)
+        self._in_flight: Request | None = None
+        self._instruction_changed = False
+        self._takeover_ns: int | None = None  # when the next chunk should take over; None: as soon as it can be had
+        self._retry_ns: int | None = None  # not before then, after a refusal
+        self._last_tick_ns: int | None = None
+        self._troubles: list[Trouble] = []
+        self._troubled_ns = 0  # the last moment at which anything was wrong
+        self._sequence = 0
+
+    # --- start, stop, instruction --------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Whether chunks are asked for."""
+        return self._running
+
+    def start(self, now_ns: int) -> None:
+        """Begin, with the arm taken to be at rest where it is measured."""
+        self._forget_motion()
+        self.counts = Counts()
+        self._latencies.clear()
+        self._latency_p95 = 0.0
+        self._running = True
+        self._epoch += 1
+        self._last_tick_ns = now_ns
+
+    def halt(self, now_ns: int) -> Trajectory | None:
+        """End; the trajectory that brings the arm to rest, if it moves. What is in flight will not be sent."""
+        stopping = self._bring_to_rest(now_ns)
+        self._running = False
+        self._epoch += 1
+        self._in_flight = None
+        return stopping
+
+    def rest(self, now_ns: int) -> Trajectory | None:
+        """Forget the instruction and bring the arm to rest, as `halt`; the next instruction starts it again."""
+        self.instruct("")
+        return self._bring_to_rest(now_ns)
+
+    def instruct(self, text: str) -> None:
+        """Follow another instruction from the next seam on: what is in motion, or sampled, of the old one is void."""
+        if text != self.instruction:
+            self.instruction = text
+            self._instruction_changed = True
+
+    def resume(self) -> str | None:
+        """End the fault; or why that cannot be, in a sentence."""
+        if self.fault is None:
+            return "there is no fault to resume from"
+        if self._troubles:
+            return f"cannot resume yet: {self._troubles[0].reason}"
+        self._recover()
+        return None
+
+    def moving(self, now_ns: int) -> bool:
+        """Whether the controllers have something left to follow."""
+        return self.course is not None and now_ns < self.course.end_ns
+
+    # --- timing --------------------------------------------------------------------------------------------------------
+
+    @property
+    def budget(self) -> float:
+        """How long before it should take over a chunk is asked for, s."""
+        return self._latency_p95 + self._settings.budget_margin
+
+    @property
+    def budget_steps(self) -> float:
+        """The same in steps of a chunk."""
+        return self.budget * self._embodiment.fps * self._settings.speed_scale
+
+    def latency(self, percentile: float) -> float:
+        """Percentile of the latest latencies, from asking for a chunk to having it, s; NaN before the first."""
+        return float(np.percentile(self._latencies, percentile)) if self._latencies else float("nan")
+
+    def due_in(self, now_ns: int) -> float:
+        """Time until the next chunk is asked for, s; at most 0 if it is due. Infinite while none can be."""
+        if not self._running or self._in_flight is not None or not self.instruction:
+            return float("inf")
+        if self._instruction_changed or self._takeover_ns is None:
+            due_ns = now_ns
+        else:
+            due_ns = self._takeover_ns - round(self.budget * _NS)
+        return (max(due_ns, self._retry_ns or due_ns) - now_ns) / _NS
+
+    # --- tick ----------------------------------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int, settings: Settings, troubles: Sequence[Trouble] = ()) -> Directive:
+        """What is to be done now; `troubles` is what the watchdogs see at this moment."""
+        if not self._running:
+            return Directive()
+        self._settings = settings
+        self._troubles = [*troubles, *self._own_troubles(now_ns)]
+        jumped = any(trouble.fault is Fault.CLOCK for trouble in self._troubles)
+        assert self._last_tick_ns is not None
+        # After a jump of the clock the arm is where it was at the last tick, not where the course would have it "now".
+        reference_ns = self._last_tick_ns if jumped or now_ns < self._last_tick_ns else now_ns
+        stopping = self._watch(now_ns, reference_ns)
+        if reference_ns != now_ns:
+            self._start_afresh(now_ns, keep_course=stopping is not None)
+        self._last_tick_ns = now_ns
+        if stopping is not None:
+            return Directive(stop=stopping)
+        return self._next(now_ns)
+
+    def _own_troubles(self, now_ns: int) -> list[Trouble]:
+        found = []
+        limit = self._settings.inference_timeout
+        if self._in_flight is not None and now_ns - self._in_flight.made_ns > limit * _NS:
+            waited = (now_ns - self._in_flight.made_ns) / _NS
+            reason = f"chunk {self._in_flight.sequence} was asked for {waited:.2f} s ago, allowed are {limit} s"
+            found.append(Trouble(Fault.INFERENCE, f"{reason}; is the device busy or hung?"))
+        most = self._settings.max_consecutive_rejections
+        if self.fault is None and self.counts.consecutive_rejections >= most:
+            reason = f"{self.counts.consecutive_rejections} chunks in a row were refused, the last one: "
+            found.append(Trouble(Fault.REJECTIONS, reason + self.counts.last.reason))
+        return found
+
+    def _watch(self, now_ns: int, reference_ns: int) -> Trajectory | None:
+        """Turn trouble into the fault, or end the fault; the stop if one is needed."""
+        if self._troubles:
+            self._troubled_ns = now_ns
+            refused = any(trouble.fault is Fault.REJECTIONS for trouble in self._troubles)
+            if self.fault is None and (self.moving(reference_ns) or refused):
+                self.fault = self._troubles[0]
+                self.counts.faults[self.fault.fault] += 1
+                if self._settings.on_fault == "stop":
+                    return self._bring_to_rest(now_ns, reference_ns)
+        elif self.fault is not None and self._settings.recovery == "automatic":
+            # A clock that went back makes the quiet time begin anew.
+            self._troubled_ns = min(self._troubled_ns, now_ns)
+            if now_ns - self._troubled_ns >= QUIET_NS:
+                self._recover()
+        return None
+
+    def _recover(self) -> None:
+        self.fault = None
+        # Meanwhile the controller may have been restarted, or the arm moved by other hands.
+        self.course = None
+        self.counts.consecutive_rejections = 0
+        self._takeover_ns = self._retry_ns = None
+
+    def _start_afresh(self, now_ns: int, keep_course: bool) -> None:
+        """The clock is another one: no time noted before means anything."""
+        if not keep_course:
+            self.course = None
+        self._takeover_ns = self._retry_ns = None
+        if self._in_flight is not None:
+            self._in_flight = replace(self._in_flight, made_ns=now_ns)
+
+    def _next(self, now_ns: int) -> Directive:
+        if not self.instruction:
+            return self._without_instruction(now_ns)
+        if self.due_in(now_ns) > 0:
+            return Directive()
+        # Trouble with an input is left to the pipeline, whose refusal tells it on ~/action_chunk; all other trouble, and
+        # a fault not yet recovered from, keeps the policy from being asked.
+        only_inputs = bool(self._troubles) and all(trouble.fault is Fault.INPUT for trouble in self._troubles)
+        if (self._troubles or self.fault is not None) and not only_inputs:
+            return Directive()
+        request = self._request(now_ns)
+        self._in_flight = request
+        self._instruction_changed = False
+        return Directive(request=request)
+
+    def _without_instruction(self, now_ns: int) -> Directive:
+        if self._in_flight is not None or now_ns < (self._retry_ns or now_ns):
+            return Directive()
+        topic = self._embodiment.instruction_topic
+        reason = f"no instruction: publish one on '{topic}', or call ~/set_instruction"
+        outcome = Outcome(self._request(now_ns), Decision(Verdict.INPUT_MISSING, reason))
+        self._retry_ns = now_ns + _NS // self._embodiment.fps
+        self._count(outcome.decision)
+        return Directive(refusal=outcome)
+
+    def _request(self, now_ns: int) -> Request:
+        settings = self._settings
+        request = Request(
+            epoch=self._epoch,
+            sequence=self._sequence,
+            made_ns=now_ns,
+            instruction=self.instruction,
+            n_action_steps=settings.n_action_steps,
+            step_duration=1.0 / self._embodiment.fps / settings.speed_scale,
+            sampling=settings.sampling,
+            joining=settings.joining,
+            course=self.course if self.moving(now_ns) else None,
+            keep_rest=not self._instruction_changed,
+            ready_in=self.budget,
+        )
+        self._sequence += 1
+        return request
+
+    # --- deliver -------------------------------------------------------------------------------------------------------
+
+    def deliver(self, sampled: Sampled, now_ns: int) -> Outcome | None:
+        """Decide on a chunk that has been sampled; None if the motion it was meant for is over."""
+        request = sampled.request
+        if not self._running or request.epoch != self._epoch:
+            return None
+        made_ns = self._in_flight.made_ns if self._in_flight is not None else request.made_ns
+        self._in_flight = None
+        outcome = self._outcome(sampled, now_ns)
+        if sampled.chunk is not None:
+            self._note_latency((now_ns - made_ns) / _NS)
+        if outcome.trajectory is not None:
+            self._adopt(outcome, now_ns)
+        else:
+            superseded = outcome.decision.verdict is Verdict.SUPERSEDED
+            self._retry_ns = None if superseded else now_ns + _NS // self._embodiment.fps
+            # An arm that rests may wait for its cameras as long as it takes.
+            if outcome.decision.verdict not in _INPUT_VERDICTS or self.moving(now_ns):
+                self.counts.consecutive_rejections += 1
+        self._count(outcome.decision)
+        return outcome
+
+    def abandon(self) -> None:
+        """What is in flight will never be delivered."""
+        self._in_flight = None
+
+    def _note_latency(self, seconds: float) -> None:
+        self._latencies.append(max(0.0, seconds))
+        self._latency_p95 = self.latency(95)
+
+    def _count(self, decision: Decision) -> None:
+        self.counts.verdicts[decision.verdict] += 1
+        self.counts.last = decision
+
+    def _outcome(self, sampled: Sampled, now_ns: int) -> Outcome:
+        request, chunk = sampled.request, sampled.chunk
+        outcome = Outcome(request, Decision(Verdict.ACCEPTED), chunk, steps_committed=sampled.steps_committed)
+        if chunk is None:
+            assert sampled.refusal is not None
+            return replace(outcome, decision=sampled.refusal)
+        if self._instruction_changed:
+            reason = f"the instruction changed to '{self.instruction}' while the chunk was sampled"
+            return replace(outcome, decision=Decision(Verdict.SUPERSEDED, reason))
+        if self.fault is not None:
+            reason = f"the arm was brought to rest while the chunk was sampled: {self.fault.reason}"
+            return replace(outcome, decision=Decision(Verdict.SUPERSEDED, reason))
+        return self._admit(outcome, chunk, now_ns)
+
+    def _admit(self, outcome: Outcome, chunk: Chunk, now_ns: int) -> Outcome:
+        try:
+            measured = self._measured(now_ns)
+        except (ObservationError, MessageError) as error:
+            return replace(outcome, decision=Decision(Verdict[error.code], str(error)))
+        rows, times, dropped = drop_elapsed(chunk, now_ns)
+        clamped = 0
+        if self._settings.clamp:
+            rows, clamped = self._gate.clamp(rows)
+        course = self.course if self.moving(now_ns) else None
+        if outcome.request.joining == "blend" and course is not None and outcome.request.keep_rest:
+            rows = blend(rows, chunk.due_times_ns[dropped:], course)
+        # A controller starts from its last reference or from the measured arm, as it is configured: both must be safe.
+        starts = [measured] if self.course is None else [self.course.at(now_ns), measured]
+        admission = self._gate.admit(
+            rows, times, chunk.joint_names, starts, measured.position, chunk.observation_stamp_ns, now_ns
+        )
+        trajectory = admission.trajectory
+        return replace(
+            outcome,
+            decision=admission.decision,
+            steps_dropped=dropped,
+            trajectory=trajectory,
+            sent=trajectory is not None and not self._settings.dry_run,
+            seam=None if trajectory is None or course is None else seam(course, trajectory, now_ns),
+            clamped=clamped,
+        )
+
+    def _adopt(self, outcome: Outcome, now_ns: int) -> None:
+        """The chunk is accepted: from now on the arm follows it."""
+        assert outcome.chunk is not None
+        assert outcome.trajectory is not None
+        chunk, counts = outcome.chunk, self.counts
+        if self._takeover_ns is not None and now_ns > self._takeover_ns and outcome.request.course is not None:
+            counts.deadlines_missed += 1
+        if outcome.sent:
+            start = self.course.at(now_ns) if self.course is not None else self._measured(now_ns)
+            self.course = Course.follow(outcome.trajectory, start, now_ns)
+        self.chunk = chunk
+        self._takeover_ns = chunk.observation_stamp_ns + round(chunk.n_action_steps * chunk.step_duration * _NS)
+        self._retry_ns = None
+        counts.consecutive_rejections = 0
+        counts.clamped += outcome.clamped
+
+    # --- where the arm is ----------------------------------------------------------------------------------------------
+
+    def _measured(self, now_ns: int) -> Point:
+        """The measured arm (J,); where no velocity is measured, that of the course. Raises as `measured`."""
+        position, velocity = self._observations.measured(self._embodiment.action_joints, now_ns)
+        if velocity is None:
+            velocity = np.zeros_like(position) if self.course is None else self.course.at(now_ns).velocity
+        return Point(now_ns, position, velocity)
+
+    def _bring_to_rest(self, now_ns: int, reference_ns: int | None = None) -> Trajectory | None:
+        """A stop from where the arm has been told to be; None if it rests."""
+        reference_ns = now_ns if reference_ns is None else reference_ns
+        if not self.moving(reference_ns):
+            return None
+        assert self.course is not None
+        start = self._start_of_stop(self.course.at(reference_ns), now_ns)
+        trajectory = stop(self._embodiment.action_joints, start, self._gate.limits)
+        self.course = Course.follow(trajectory, replace(start, time_ns=now_ns), now_ns)
+        self._takeover_ns = None
+        return trajectory
+
+    def _start_of_stop(self, reference: Point, now_ns: int) -> Point:
+        """The course's reference, from which a stop is smooth and which no broken sensor can move.
+
+        Unless the arm is measured far from it: it does not follow, and must not be pulled there.
+        """
+        try:
+            measured = self._measured(now_ns)
+        except (ObservationError, MessageError):
+            return reference
+        far = float(np.abs(measured.position - reference.position).max())
+        jumped = any(trouble.fault is Fault.INPUT for trouble in self._troubles)
+        return measured if far > self._gate.max_start_distance and not jumped else reference

@@ -260,8 +260,9 @@ class Conductor:
 
     def _recover(self) -> None:
         self.fault = None
-        # Meanwhile the controller may have been restarted, or the arm moved by other hands.
-        self.course = None
+        if self._last_tick_ns is not None and not self.moving(self._last_tick_ns):
+            # Meanwhile the controller may have been restarted, or the arm moved by other hands.
+            self.course = None
         self.counts.consecutive_rejections = 0
         self._takeover_ns = self._retry_ns = None
 

@@ -30,8 +30,8 @@ bench-policy: setup ## the engine against LeRobot's multi_task_dit on the CPU (A
 bench-gpu: setup ## the same on CUDA, with graphs and without (where a GPU is at hand)
 	@tools/run.sh python test/bench_gpu.py $(ARGS)
 
-test: setup ## run the tests (ARGS=... are passed to pytest)
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} tools/run.sh python -m pytest $(ARGS)
+test: setup ## run the tests (ARGS=... are passed to pytest; ROS=jazzy: those that ROS touches, on Jazzy)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} tools/run.sh python -m pytest $(if $(filter-out kilted,$(ROS)),-m ros) $(ARGS)
 
 lint: setup ## run ruff, mypy and import-linter
 	@tools/run.sh python -m pytest -q test/test_lint.py

@@ -43,6 +43,7 @@ def test_declares_the_arguments_each_with_a_description(name: str) -> None:
         assert {keyword.arg for keyword in call.keywords} == {"default_value", "description"}
 
 
+@pytest.mark.ros
 class TestWithLaunch:
     """With processes of their own, over DDS."""
 

@@ -207,6 +207,7 @@ def test_messages_of_a_bag() -> None:
     assert decode_velocities(joints, ("a", "b"), "joint_states") is None
 
 
+@pytest.mark.ros
 def test_messages_of_rclpy() -> None:
     msg = pytest.importorskip("sensor_msgs.msg", reason="no ROS messages for Python here")
     image = msg.Image(height=4, width=6, encoding="rgb8", step=18, data=array.array("B", RGB.tobytes()))

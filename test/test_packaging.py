@@ -16,8 +16,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"dit_policy_ros": ROOT, "dit_policy_msgs": ROOT / "msg", "dit_policy_training": ROOT / "training"}
 ROS_MODULES = {
-    "builtin_interfaces", "diagnostic_msgs", "dit_policy_msgs", "lifecycle_msgs", "rcl_interfaces", "rclpy",
-    "rosgraph_msgs", "sensor_msgs", "std_msgs", "trajectory_msgs",
+    "action_msgs", "builtin_interfaces", "diagnostic_msgs", "dit_policy_msgs", "lifecycle_msgs", "rcl_interfaces",
+    "rclpy", "rosgraph_msgs", "sensor_msgs", "std_msgs", "std_srvs", "trajectory_msgs",
 }  # fmt: skip
 
 
@@ -65,22 +65,24 @@ class TestManifests:
 
 
 class TestRequirements:
-    LISTS = ("uv", "base", "colcon", "ros")
+    LISTS = ("uv", "base", "colcon", "ros", "ros-jazzy")
 
     @pytest.mark.parametrize("name", LISTS)
     def test_is_pinned_and_free_of_addresses(self, name):
         lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
         assert [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==[\w.+]+", line)] == []
 
-    def test_do_not_contradict_each_other(self):
+    @pytest.mark.parametrize("distribution", ["ros", "ros-jazzy"])
+    def test_do_not_contradict_each_other(self, distribution):
+        """Each environment takes one of the two lists of ROS wheels."""
         pins: dict[str, set[str]] = {}
-        for name in self.LISTS:
+        for name in ("uv", "base", "colcon", distribution):
             for line in (ROOT / "requirements" / f"{name}.txt").read_text().split():
                 package, version = line.split("==")
                 pins.setdefault(package, set()).add(version)
         assert {package: versions for package, versions in pins.items() if len(versions) > 1} == {}
 
-    @pytest.mark.parametrize("name", ["base", "colcon", "ros"])
+    @pytest.mark.parametrize("name", ["base", "colcon", "ros", "ros-jazzy"])
     def test_hold_what_is_asked_for(self, name):
         asked = re.findall(
             r"^([\w-]+)(?:\[.+\])?(?:==(\S+))?", (ROOT / "requirements" / f"{name}.in").read_text(), re.M
@@ -90,6 +92,16 @@ class TestRequirements:
         missing = [package for package, version in asked if not pinned.get(package.lower(), "").startswith(version)]
         assert missing == []
         assert asked
+
+    def test_of_both_distributions_name_the_same_message_packages(self):
+        """What the messages and nodes are built against and import must be there on both."""
+        packages = []
+        for name in ("ros", "ros-jazzy"):
+            asked = (ROOT / "requirements" / f"{name}.in").read_text()
+            packages.append(set(re.findall(r"^ros-(?:jazzy-)?([\w-]+)", asked, re.M)))
+        kilted, jazzy = ({p for p in found if p.endswith(("-msgs", "-srvs"))} for found in packages)
+        assert kilted == jazzy
+        assert "std-msgs" in jazzy
 
     def test_install_no_ros_beside_a_ros(self):
         """Where a ROS is sourced, only these are installed; empy must stay the one that ROS was released with."""
@@ -102,9 +114,8 @@ class TestPip:
     def installed(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         """Both packages, installed by pip alone from a copy (pip leaves a build folder behind), without a network."""
         copy, target = tmp_path_factory.mktemp("sources") / "repository", tmp_path_factory.mktemp("installed")
-        skip = shutil.ignore_patterns(
-            ".*", "build", "install", "log", "outputs", "*.egg-info", "__pycache__", "test", "docs"
-        )
+        built = [pattern for folder in ("build", "install", "log") for pattern in (folder, f"{folder}-*")]
+        skip = shutil.ignore_patterns(".*", *built, "outputs", "*.egg-info", "__pycache__", "test", "docs")
         shutil.copytree(ROOT, copy, ignore=skip)
         options = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
         command = [sys.executable, "-m", "pip", "install", *options, "--target", target, copy, copy / "training"]
@@ -153,6 +164,7 @@ print(len(names))
             assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, name
 
 
+@pytest.mark.ros
 class TestMessages:
     FILES = (*(ROOT / "msg").glob("msg/*.msg"), *(ROOT / "msg").glob("srv/*.srv"))
 

@@ -11,6 +11,7 @@ import pytest
 
 from dit_policy_ros.nodes import domain
 from tools.bootstrap import graphics, packages, ros, venv
+from tools.bootstrap.places import Places
 from tools.bootstrap.step import Step, StepFailed, command, fingerprint, write
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +67,13 @@ class TestFindPython:
         write(tmp_path / ".venv/pyvenv.cfg", f"home = {tmp_path / 'first'}\n")
         assert find().stdout.strip() == str(PYTHON)
 
+    def test_keeps_the_interpreter_of_the_environment_that_is_asked_for(self, find, tmp_path):
+        executable(tmp_path / "first/python3.12", f'exec {PYTHON} "$@"')
+        executable(tmp_path / "bin/python3.12", "echo /other/python3.12")
+        write(tmp_path / ".venv-jazzy/pyvenv.cfg", f"home = {tmp_path / 'first'}\n")
+        assert find(ROS="jazzy").stdout.strip() == str(PYTHON)
+        assert find().stdout.strip() != str(PYTHON)
+
     def test_lets_uv_install_one(self, find, tmp_path):
         target = tmp_path / "pythons/cpython-3.12.9-linux/bin"
         install = f"/bin/mkdir -p {target}; /bin/ln -s {PYTHON} {target}/python3.12"
@@ -109,6 +117,49 @@ class TestChoiceOfRos:
         with pytest.raises(StepFailed, match="No module named rclpy") as failure:
             ros.choose(sourced, ROOT, lambda: "No module named rclpy")
         assert "ros-jazzy-ros-base" in failure.value.remedy
+
+    def test_takes_wheels_by_name(self):
+        assert [ros.wheels_list({}), ros.wheels_list({"ROS": "kilted"})] == ["ros.txt", "ros.txt"]
+        assert ros.wheels_list({"ROS": "jazzy"}) == "ros-jazzy.txt"
+        assert ros.choose({"ROS": "jazzy"}, ROOT, lambda: None) == "wheels"
+
+    def test_refuses_a_name_that_it_does_not_know(self):
+        with pytest.raises(StepFailed, match="ROS=humble is not one of jazzy, kilted") as failure:
+            ros.suffix({"ROS": "humble"})
+        assert "leave ROS away" in failure.value.remedy
+
+    def test_mixes_no_wheels_with_another_ros(self):
+        sourced = {"AMENT_PREFIX_PATH": self.SOURCED, "ROS_DISTRO": "kilted"}
+        with pytest.raises(StepFailed, match="ROS=jazzy is asked for while ROS 2 kilted is sourced"):
+            ros.choose({**sourced, "ROS": "jazzy"}, ROOT, lambda: None)
+        assert ros.choose({**sourced, "ROS": "kilted"}, ROOT, lambda: None) == "kilted"
+
+
+class TestPlaces:
+    def test_of_a_name_are_its_own(self):
+        places = [Places(ROOT, ros.suffix({"ROS": name})) for name in ("", "jazzy")]
+        folders = [{place.venv, place.build, place.install, place.log, place.step_logs} for place in places]
+        assert not folders[0] & folders[1]
+        assert places[0].venv == Places(ROOT, ros.suffix({"ROS": "kilted"})).venv
+
+    @pytest.mark.parametrize("name", ["", "kilted", "jazzy"])
+    def test_are_those_that_run_sh_takes(self, tmp_path, name):
+        """The two agree by construction only as long as both are changed together."""
+        places = Places(tmp_path, ros.suffix({"ROS": name}))
+        write(tmp_path / "tools/run.sh", (ROOT / "tools/run.sh").read_text())
+        write(places.venv / "bin/activate", "found=environment")
+        write(places.install / "local_setup.bash", 'found="$found and build"; export found')
+        write(places.stamps / "graphics", "egl")
+        command = ["bash", tmp_path / "tools/run.sh", "printenv", "found"]
+        run = subprocess.run(command, env={**os.environ, "ROS": name}, capture_output=True, text=True)
+        assert (run.stdout.strip(), run.stderr) == ("environment and build", "")
+
+    def test_are_not_in_git(self):
+        names = [Places(ROOT, suffix).venv for suffix in ("", "-jazzy")]
+        names += [folder for s in ("", "-jazzy") for folder in (Places(ROOT, s).build, Places(ROOT, s).log)]
+        names += [Places(ROOT, suffix).install for suffix in ("", "-jazzy")]
+        ignored = (ROOT / ".gitignore").read_text().split()
+        assert [path for path in names if not any(path.match(pattern.rstrip("/")) for pattern in ignored)] == []
 
 
 class TestStep:
@@ -294,9 +345,14 @@ class TestDomain:
         assert os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
 
 
+@pytest.mark.ros
 def test_second_run_changes_nothing():
+    """Of the environment that the tests run in, whichever ROS that is of."""
+    places = Places(ROOT, ros.suffix(os.environ))
+    assert sys.prefix == str(places.venv)
+
     def state() -> dict[Path, int]:
-        folders = (ROOT / ".venv" / ".setup", ROOT / "install")
+        folders = (places.stamps, places.install)
         return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*")}
 
     first = subprocess.run([ROOT / "tools" / "setup.sh"], capture_output=True, text=True)

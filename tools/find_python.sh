@@ -27,8 +27,10 @@ if [ -n "${PYTHON:-}" ]; then
 fi
 
 candidates() {
-    # The interpreter that .venv was made with, so that a second run agrees with the first.
-    [ ! -f .venv/pyvenv.cfg ] || echo "$(sed -n 's/^home = //p' .venv/pyvenv.cfg)/python3.12"
+    # The interpreter that the environment was made with, so that a second run agrees with the first.
+    for environment in ".venv${ROS:+-$ROS}" .venv; do
+        [ ! -f "$environment/pyvenv.cfg" ] || echo "$(sed -n 's/^home = //p' "$environment/pyvenv.cfg")/python3.12"
+    done
     # ROS belongs to the system's Python.
     [ -z "${AMENT_PREFIX_PATH:-}" ] || echo /usr/bin/python3.12
     # Each one on the PATH: behind a shim that fails there may be one that works.

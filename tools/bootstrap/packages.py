@@ -8,6 +8,7 @@ import shutil
 import sysconfig
 from pathlib import Path
 
+from tools.bootstrap.places import Places
 from tools.bootstrap.step import StepFailed, command, write
 from tools.bootstrap.venv import site_packages
 
@@ -45,16 +46,17 @@ def inputs(root: Path) -> tuple[list[Path], list[Path]]:
         *(root / "msg").rglob("*.action"),
         root / "colcon_defaults.yaml",
     ]
-    names = [*(root / "launch").rglob("*.py"), *(root / "config").rglob("*.yaml"), *(root / "checkpoints").rglob("*")]
+    names = [*(root / "launch").rglob("*.py"), *(root / "config").rglob("*.*"), *(root / "checkpoints").rglob("*")]
     return [path for path in contents if path.is_file()], names
 
 
-def build(root: Path, venv: Path, wheels: bool, afresh: bool, log: Path) -> None:
-    """Build the packages into `install`, from nothing if `afresh`."""
+def build(places: Places, wheels: bool, afresh: bool, log: Path) -> None:
+    """Build the packages into the environment's `install`, from nothing if `afresh`."""
     require_tools()
     if afresh:
-        for name in ("build", "install", "log"):
-            shutil.rmtree(root / name, ignore_errors=True)
+        for folder in (places.build, places.install, places.log):
+            shutil.rmtree(folder, ignore_errors=True)
+    venv = places.venv
     environment = dict(os.environ)
     environment["PATH"] = f"{venv / 'bin'}:{environment['PATH']}"
     environment["VIRTUAL_ENV"] = str(venv)
@@ -64,10 +66,14 @@ def build(root: Path, venv: Path, wheels: bool, afresh: bool, log: Path) -> None
         environment["AMENT_PREFIX_PATH"] = str(venv)
         environment["CMAKE_PREFIX_PATH"] = str(venv)
     python = venv / "bin" / "python"
+    colcon: list[str | Path] = [python, "-m", "colcon", "--log-base", places.log]
+    folders: list[str | Path] = ["--build-base", places.build, "--install-base", places.install]
+    options = ["--cmake-args", "-DBUILD_TESTING=OFF", f"-DPython3_EXECUTABLE={python}"]
     command(
-        [python, "-m", "colcon", "build", "--cmake-args", "-DBUILD_TESTING=OFF", f"-DPython3_EXECUTABLE={python}"],
+        [*colcon, "build", *folders, *options],
         log,
-        "mend what the compiler or colcon names above and run it again; if ROS or the compiler changed, remove build/",
+        f"mend what the compiler or colcon names above and run it again; if ROS or the compiler changed, remove "
+        f"{places.build.name}/",
         environment,
     )
 

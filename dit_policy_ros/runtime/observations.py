@@ -14,126 +14,69 @@ arm stood still.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from threading import Lock
 from typing import Any
 
+import cv2
 import numpy as np
 
-from dit_policy_ros.embodiment import STATE, Embodiment
-from dit_policy_ros.runtime.messages import decode_image, decode_joints, decode_velocities
+from dit_policy_ros.embodiment import STATE, Camera, Embodiment
+from dit_policy_ros.runtime.messages import MessageError, decode_image, decode_joints, decode_velocities
+from dit_policy_ros.runtime.streams import SLACK, ObservationError, Sample, Stream, StreamStatistics, ns
 
-SLACK = 1.0  # s: a stamp this much older than the newest is late; beyond that the clock went backwards
+__all__ = ["SLACK", "Arrivals", "CameraFrame", "Observation", "ObservationBuffer", "ObservationError"]
+
 _VELOCITY_SPAN_NS = 40_000_000  # positions this far apart give a velocity where none is measured
-
-
-class ObservationError(RuntimeError):
-    """No observation can be made. `code` is the name of a runtime.gate.Verdict."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True)
 class Observation:
     """n_obs_steps frames, the earliest first, the last one at `stamp_ns`.
 
-    images: {camera: (n_obs_steps, 3, H, W) uint8 RGB}; state: (n_obs_steps, S) float32;
+    images: {camera: n_obs_steps pictures (3, H, W) uint8 RGB, not to be written to: the same picture is the same array
+    in every observation}; state: (n_obs_steps, S) float32;
     ages: {camera name or "state": seconds from the newest message used to `stamp_ns`};
     image_stamps_ns: {camera: the stamp of each of its images}.
     """
 
     stamp_ns: int
-    images: dict[str, np.ndarray]
+    images: dict[str, Sequence[np.ndarray]]
     state: np.ndarray
     ages: dict[str, float]
     image_stamps_ns: dict[str, tuple[int, ...]]
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The arrays under the policy's feature keys, contiguous and writeable, fit for torch.from_numpy."""
-        images = {f"observation.images.{camera}": array for camera, array in self.images.items()}
+        """The arrays under the policy's feature keys, contiguous and writeable, fit for torch.from_numpy.
+
+        Images: (n_obs_steps, 3, H, W) uint8 RGB.
+        """
+        images = {f"observation.images.{camera}": np.stack(steps) for camera, steps in self.images.items()}
         return images | {"observation.state": self.state}
 
 
-@dataclass
-class StreamStatistics:
-    """What a stream has seen: messages taken, those that came late, twice (dropped), and clock resets."""
+@dataclass(frozen=True)
+class CameraFrame:
+    """One picture (3, H, W) uint8 RGB of a camera, as an Observation has it."""
 
-    received: int = 0
-    late: int = 0
-    duplicates: int = 0
-    resets: int = 0
-
-
-@dataclass
-class _Sample:
+    camera: str
     stamp_ns: int
-    message: Any
-    value: np.ndarray | None = None
+    image: np.ndarray
 
 
-@dataclass
-class _Stream:
-    name: str
-    topic: str
-    max_age_ns: int
-    keep_ns: int
-    decode: Callable[[Any], np.ndarray]
-    samples: list[_Sample] = field(default_factory=list)
-    statistics: StreamStatistics = field(default_factory=StreamStatistics)
+@dataclass(frozen=True)
+class Arrivals:
+    """What came by stream, undecoded: (stamp_ns, message), earliest first; and the duplicates counted so far.
 
-    def add(self, sample: _Sample) -> None:
-        samples = self.samples
-        self.statistics.received += 1
-        if samples and sample.stamp_ns < samples[-1].stamp_ns - _ns(SLACK):
-            samples.clear()
-            self.statistics.resets += 1
-        if not samples or sample.stamp_ns > samples[-1].stamp_ns:
-            samples.append(sample)
-        else:
-            self._insert(sample)
-        oldest_ns = samples[-1].stamp_ns - self.keep_ns
-        if samples[0].stamp_ns < oldest_ns:
-            del samples[: bisect_left(samples, oldest_ns, key=_stamp)]
+    `epoch` is another number whenever the buffer has started afresh: what was known of the streams then counts no more.
+    """
 
-    def _insert(self, sample: _Sample) -> None:
-        index = bisect_left(self.samples, sample.stamp_ns, key=_stamp)
-        if self.samples[index].stamp_ns == sample.stamp_ns:
-            self.statistics.duplicates += 1  # the first one stays: what was once sampled does not change
-        else:
-            self.statistics.late += 1
-            self.samples.insert(index, sample)
-
-    def as_of(self, t_ns: int) -> _Sample:
-        index = bisect_right(self.samples, t_ns, key=_stamp)
-        if index == 0:
-            raise ObservationError("INPUT_MISSING", self._missing(t_ns))
-        sample = self.samples[index - 1]
-        if t_ns - sample.stamp_ns > self.max_age_ns:
-            raise ObservationError("INPUT_STALE", self._stale(sample, t_ns))
-        return sample
-
-    def _missing(self, t_ns: int) -> str:
-        if not self.samples:
-            return f"no message yet on topic '{self.topic}' ({self.name}): is it published, with matching QoS?"
-        ahead = (self.samples[0].stamp_ns - t_ns) / 1e9
-        return (
-            f"topic '{self.topic}' ({self.name}) has no message as old as {_seconds(t_ns)}: the oldest is "
-            f"{ahead:.3f} s younger. It has just begun, or its clock is ahead of this one"
-        )
-
-    def _stale(self, sample: _Sample, t_ns: int) -> str:
-        age, limit = (t_ns - sample.stamp_ns) / 1e9, self.max_age_ns / 1e9
-        cause = "it stopped, is slow, or its clock is behind"
-        if sample.stamp_ns == 0:
-            cause = "its header stamp is zero: the driver does not stamp"
-        where = f"topic '{self.topic}' ({self.name})"
-        return f"{where}: newest message is {age:.3f} s old, allowed are {limit} s; {cause}"
+    epoch: int
+    messages: dict[str, list[tuple[int, Any]]]
+    duplicates: dict[str, int]
 
 
 class ObservationBuffer:
@@ -147,71 +90,107 @@ class ObservationBuffer:
             raise ValueError(f"n_obs_steps is {n_obs_steps}, expected 1 or more")
         self._n_obs_steps = n_obs_steps
         self._fps = embodiment.fps
+        self._max_skew_ns = ns(embodiment.max_camera_skew)
         self._lock = Lock()
+        self._epoch = 0
+        self._reset_ns: int | None = None  # the newest stamp since the clocks went backwards; None: they did not
         state = embodiment.state
         # The slowest stream sets the time of a common window, so each one keeps what the slowest may ask for.
         slowest = max(state.max_age, *(camera.max_age for camera in embodiment.cameras))
         span = (n_obs_steps - 1) / embodiment.fps + slowest + SLACK
+
+        def stream(name: str, topic: str, max_age: float, decode: Any) -> Stream:
+            return Stream(name, topic, ns(max_age), ns(span + max_age), decode)
+
         self._cameras = [
-            _Stream(
-                camera.name,
-                camera.topic,
-                _ns(camera.max_age),
-                _ns(span + camera.max_age),
-                partial(decode_image, camera=camera),
-            )
+            stream(camera.name, camera.topic, camera.max_age, partial(_planes, camera=camera))
             for camera in embodiment.cameras
         ]
-        self._state = _Stream(
-            STATE,
-            state.topic,
-            _ns(state.max_age),
-            _ns(span + state.max_age),
-            partial(decode_joints, joints=state.joints, topic=state.topic),
-        )
+        decode_state = partial(decode_joints, joints=state.joints, topic=state.topic)
+        self._state = stream(STATE, state.topic, state.max_age, decode_state)
         self._streams = {stream.topic: stream for stream in [*self._cameras, self._state]}
 
     def add(self, topic: str, stamp_ns: int, message: Any) -> None:
         """Keep a message under the embodiment's name of its topic; late ones are put in their place.
 
-        A stamp more than a second behind the newest means that the clock went backwards (a bag looped, a
-        simulator reset): the stream starts afresh. Raises KeyError for a topic that is not the
-        embodiment's.
+        A stamp more than a second behind the newest of its stream means that the clock went backwards (a bag looped, a
+        simulator reset). Then every stream starts afresh, and what still comes with stamps of before is dropped, so
+        that no window mixes the two. Raises KeyError for a topic that is not the embodiment's.
         """
         stream = self._streams.get(topic)
         if stream is None:
             raise KeyError(f"'{topic}' is not an observed topic, expected one of {', '.join(self._streams)}")
         with self._lock:
-            stream.add(_Sample(stamp_ns, message))
+            stream.counts.received += 1
+            if stream.went_back(stamp_ns):
+                stream.counts.resets += 1
+                self._start_afresh()
+                self._reset_ns = stamp_ns
+            if self._reset_ns is not None:
+                if not stream.samples and stamp_ns - self._reset_ns > ns(SLACK) // 2:
+                    stream.counts.before_reset += 1
+                    return
+                self._reset_ns = max(self._reset_ns, stamp_ns)
+            stream.add(Sample(stamp_ns, message))
 
     def clear(self) -> None:
         """Forget every message."""
         with self._lock:
-            for stream in self._streams.values():
-                stream.samples.clear()
+            self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._epoch += 1
+        self._reset_ns = None
+        for stream in self._streams.values():
+            stream.samples.clear()
 
     def frame(self, t_ns: int) -> dict[str, np.ndarray]:
         """One tick: {"observation.images.<camera>": (H, W, 3) uint8 RGB, "observation.state": (S,) float32}.
 
-        Raises ObservationError when a stream has no message as of t or one older than its max_age,
-        MessageError when the message cannot be decoded. The arrays may be shared and read-only.
+        Raises ObservationError when a stream has no message as of t or one older than its max_age, or when the cameras'
+        are stamped further apart than the embodiment allows; MessageError when the message cannot be decoded. The
+        arrays may be shared and read-only.
         """
-        return {_feature(name): value for name, (value, _) in self._as_of(t_ns).items()}
+        chosen = self._as_of(t_ns)
+        self._check_skew(chosen)
+        frame = {f"observation.images.{s.name}": cv2.merge(list(_decoded(s, chosen[s.name]))) for s in self._cameras}
+        return frame | {"observation.state": _decoded(self._state, chosen[STATE])}
 
     def window(self, t_ns: int) -> Observation:
         """The n_obs_steps frames at t_ns, t_ns - 1/fps, ..., earliest first. Raises as `frame` does."""
         # The newest first: a stream that never came is then told before the others' history is too short.
         newest, *older = [self._as_of(t_ns - round(k * 1e9 / self._fps)) for k in range(self._n_obs_steps)]
+        self._check_skew(newest)
         frames = [*reversed(older), newest]
+        names = [camera.name for camera in self._cameras]
         return Observation(
             stamp_ns=t_ns,
-            images={
-                camera.name: _channels_first([frame[camera.name][0] for frame in frames]) for camera in self._cameras
-            },
-            state=np.stack([frame[STATE][0] for frame in frames]),
-            ages={name: (t_ns - stamp_ns) / 1e9 for name, (_, stamp_ns) in newest.items()},
-            image_stamps_ns={camera.name: tuple(frame[camera.name][1] for frame in frames) for camera in self._cameras},
+            images={s.name: [_decoded(s, frame[s.name]) for frame in frames] for s in self._cameras},
+            state=np.stack([_decoded(self._state, frame[STATE]) for frame in frames]),
+            ages={name: (t_ns - sample.stamp_ns) / 1e9 for name, sample in newest.items()},
+            image_stamps_ns={name: tuple(frame[name].stamp_ns for frame in frames) for name in names},
         )
+
+    def frames_ahead(self, now_ns: int) -> Iterator[CameraFrame]:
+        """The pictures that a chunk starting now would see, those of the earlier steps first; each decoded as it is
+        asked for.
+
+        A chunk that starts a little later sees most of them too, so their features can be computed before it is due.
+        Ends early where the chunk would be refused; messages that cannot be decoded are left out: the chunk will tell.
+        """
+        common = self.newest_common_ns()
+        t_ns = now_ns if common is None else min(common, now_ns)
+        for k in reversed(range(self._n_obs_steps)):
+            try:
+                chosen = self._as_of(t_ns - round(k * 1e9 / self._fps))
+            except ObservationError:
+                continue
+            for stream in self._cameras:
+                sample = chosen[stream.name]
+                try:
+                    yield CameraFrame(stream.name, sample.stamp_ns, _decoded(stream, sample))
+                except MessageError:
+                    continue
 
     def latest(self, now_ns: int) -> Observation:
         """The window at `newest_common_ns`, after checking that every stream is fresh at `now_ns`.
@@ -221,7 +200,7 @@ class ObservationBuffer:
         """
         with self._lock:
             for stream in self._streams.values():
-                newest = stream.samples[-1].stamp_ns if stream.samples else now_ns
+                newest = now_ns if stream.newest_ns is None else stream.newest_ns
                 if newest - now_ns > stream.max_age_ns:
                     raise ObservationError(
                         "INPUT_INVALID",
@@ -235,9 +214,9 @@ class ObservationBuffer:
     def newest_common_ns(self) -> int | None:
         """The newest instant that every stream has reached (min of their newest stamps); None before."""
         with self._lock:
-            if not all(stream.samples for stream in self._streams.values()):
-                return None
-            return min(stream.samples[-1].stamp_ns for stream in self._streams.values())
+            newest = [stream.newest_ns for stream in self._streams.values()]
+        reached = [stamp_ns for stamp_ns in newest if stamp_ns is not None]
+        return min(reached) if len(reached) == len(newest) else None
 
     def measured(self, joints: Sequence[str], now_ns: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Measured position and velocity of `joints`, each (J,) float64, newest as of `now_ns`.
@@ -248,7 +227,9 @@ class ObservationBuffer:
         topic = self._state.topic
         with self._lock:
             newest = self._state.as_of(now_ns)
-            index = bisect_right(self._state.samples, newest.stamp_ns - _VELOCITY_SPAN_NS, key=_stamp)
+            index = bisect_right(
+                self._state.samples, newest.stamp_ns - _VELOCITY_SPAN_NS, key=lambda sample: sample.stamp_ns
+            )
             earlier = self._state.samples[index - 1] if index else None
         position = decode_joints(newest.message, joints, topic).astype(np.float64)
         velocity = decode_velocities(newest.message, joints, topic)
@@ -259,43 +240,53 @@ class ObservationBuffer:
                 velocity = (position - before) / (span_ns / 1e9)
         return position, velocity
 
-    def statistics(self) -> dict[str, StreamStatistics]:
-        """Counts by stream: camera names and "state"."""
+    def statistics(self, now_ns: int | None = None) -> dict[str, StreamStatistics]:
+        """Counts, rate and age (as of `now_ns`; None: as of its newest stamp) by stream: camera names and "state"."""
         with self._lock:
-            return {stream.name: replace(stream.statistics) for stream in self._streams.values()}
+            return {stream.name: stream.statistics(now_ns) for stream in self._streams.values()}
 
-    def _as_of(self, t_ns: int) -> dict[str, tuple[np.ndarray, int]]:
+    def arrivals(self, since: Mapping[str, int], epoch: int) -> Arrivals:
+        """The kept messages stamped later than `since` says of their stream (all of a stream it does not name).
+
+        If the buffer has started afresh since `epoch`, all messages kept.
+        """
         with self._lock:
-            chosen = [(stream, stream.as_of(t_ns)) for stream in self._streams.values()]
-        return {stream.name: (_decoded(stream, sample), sample.stamp_ns) for stream, sample in chosen}
+            known = since if epoch == self._epoch else {}
+            messages = {
+                stream.name: [(sample.stamp_ns, sample.message) for sample in stream.after(known.get(stream.name))]
+                for stream in self._streams.values()
+            }
+            duplicates = {stream.name: stream.counts.duplicates for stream in self._streams.values()}
+            return Arrivals(self._epoch, messages, duplicates)
+
+    def _as_of(self, t_ns: int) -> dict[str, Sample]:
+        with self._lock:
+            return {stream.name: stream.as_of(t_ns) for stream in self._streams.values()}
+
+    def _check_skew(self, frame: Mapping[str, Sample]) -> None:
+        stamps = {stream.name: frame[stream.name].stamp_ns for stream in self._cameras}
+        behind, ahead = min(stamps, key=stamps.__getitem__), max(stamps, key=stamps.__getitem__)
+        skew_ns = stamps[ahead] - stamps[behind]
+        if skew_ns > self._max_skew_ns:
+            raise ObservationError(
+                "INPUT_SKEWED",
+                f"camera '{behind}' is {skew_ns / 1e9:.3f} s behind camera '{ahead}' by their header stamps, allowed "
+                f"are {self._max_skew_ns / 1e9} s (max_camera_skew of the embodiment); it drops images, is slow, or "
+                "its clock differs: look at its rate, its network and its clock",
+            )
 
 
-def _decoded(stream: _Stream, sample: _Sample) -> np.ndarray:
+def _planes(message: Any, camera: Camera) -> np.ndarray:
+    """The picture (3, H, W): channels first, as the policy takes it."""
+    image = decode_image(message, camera)
+    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, list(planes))  # into the planes given; twenty times as fast as a transposing copy
+    return planes
+
+
+def _decoded(stream: Stream, sample: Sample) -> np.ndarray:
     # Outside the lock, so that callbacks never wait for a JPEG. Two threads may decode the same image; both
     # get the same.
     if sample.value is None:
         sample.value = stream.decode(sample.message)
     return sample.value
-
-
-def _channels_first(images: list[np.ndarray]) -> np.ndarray:
-    height, width, channels = images[0].shape
-    stacked = np.empty((len(images), channels, height, width), np.uint8)
-    for step, image in zip(stacked, images, strict=True):
-        step[:] = image.transpose(2, 0, 1)
-    return stacked
-
-
-def _feature(stream: str) -> str:
-    return "observation.state" if stream == STATE else f"observation.images.{stream}"
-
-
-_stamp = attrgetter("stamp_ns")
-
-
-def _ns(seconds: float) -> int:
-    return round(seconds * 1e9)
-
-
-def _seconds(ns: int) -> str:
-    return f"{ns / 1e9:.3f} s"

@@ -33,9 +33,9 @@ class CommandedPositions:
         for group in embodiment.action_groups:
             if group.interface != "trajectory":
                 raise CommandError(
-                    f"{group.topic}: action group '{group.name}' is commanded by '{group.interface}', of which a recording "
-                    "does not tell what the arm was told at each instant; record with a controller commanded by "
-                    "'trajectory'. The deployment's embodiment may then say another interface"
+                    f"{group.topic}: action group '{group.name}' is commanded by '{group.interface}', of which a "
+                    "recording does not tell what the arm was told at each instant; record with a controller commanded "
+                    "by 'trajectory'. The deployment's embodiment may then say another interface"
                 )
         rules = asdict(options)
         self._from_desired = rules.pop("interpolate_from_desired_state")

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from dit_policy_msgs.msg import ActionChunk, PolicyStatus
@@ -48,7 +49,7 @@ from dit_policy_ros.runtime.inference import InferenceWorker
 from dit_policy_ros.runtime.messages import MessageError, stamp_ns
 from dit_policy_ros.runtime.observations import ObservationBuffer, ObservationError
 from dit_policy_ros.runtime.pipeline import ChunkPipeline, Outcome, Request
-from dit_policy_ros.runtime.trajectory import stop
+from dit_policy_ros.runtime.trajectory import Point, stop
 
 _TICK_S = 0.01  # how exactly a due chunk is started; each tick costs some 50 us
 _STATUS_S = 1.0
@@ -315,7 +316,8 @@ class PolicyNode(LifecycleNode):
         speed = dict(zip(joints, velocity, strict=True)) if velocity is not None else dict.fromkeys(joints, 0.0)
         for group in session.embodiment.action_groups:
             names = tuple(group.joints)
-            trajectory = stop(names, [where[n] for n in names], [speed[n] for n in names], group.joints)
+            start = Point(0, np.array([where[n] for n in names]), np.array([speed[n] for n in names]))
+            trajectory = stop(names, start, group.joints)
             publisher = session.commands[group.name]
             publisher.publish(trajectory_message(trajectory))
             publisher.wait_for_all_acked(_ACK_TIMEOUT)  # the process may end right after

@@ -2,21 +2,26 @@
 
 A joint_trajectory_controller checks neither limits nor NaN nor a jump at the start; that is the publisher's
 duty. Checks, in this order: finite, joint names and count, position limits, speed and acceleration between
-steps, distance and speed from the measured arm to the first step, age of the chunk, age of the measured state.
-Nothing is clamped.
+steps, distance of the first step from the measured arm, the way to it and between all steps as the controller will
+interpolate it, age of the chunk, age of the measured state. The trajectory to be sent is made here, and comes only with
+an accepted decision. Nothing is clamped, unless `Gate.clamp` is called for it.
+
+Units are the joint's own, rad, rad/s and rad/s^2, m for a prismatic joint; a sentence leaves them out, since the
+embodiment does not say which joints are prismatic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 
-from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.embodiment import Embodiment, JointLimits
+from dit_policy_ros.runtime.trajectory import Point, Trajectory, peaks, plan
 
-_ROUNDING = 1e-6  # rad: a limit learnt from and reached in float32 comes back this much off
+_ROUNDING = 1e-6  # rad (and rad/s): a limit learnt from and reached in float32 comes back this much off
 
 
 class Verdict(IntEnum):
@@ -34,11 +39,13 @@ class Verdict(IntEnum):
     TOO_OLD = 9
     INPUT_INVALID = 10
     INFERENCE_FAILED = 11
+    INPUT_SKEWED = 12
+    SUPERSEDED = 13
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict with its reason, a sentence with joint, value, limit and unit; empty when accepted."""
+    """A verdict with its reason, a sentence with joint, value and limit; empty when accepted."""
 
     verdict: Verdict
     reason: str = ""
@@ -49,17 +56,35 @@ class Decision:
         return self.verdict is Verdict.ACCEPTED
 
 
+@dataclass(frozen=True)
+class Admission:
+    """What the gate decided, and the trajectory of all action joints that may be sent: only if accepted."""
+
+    decision: Decision
+    trajectory: Trajectory | None = None
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """The limits of all action joints (A,), margins included, as they are during one check."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    velocity: np.ndarray
+    acceleration: np.ndarray
+
+
 class Gate:
     """Refuses what is unsafe for the embodiment. The attributes may be changed at any time.
 
-    max_start_distance: rad, of any joint, from the measured arm to the first step. max_chunk_age: s, from
-    the observation to now. velocity_margin: the mean speed of each segment, the one from the measured arm
-    included, may be this many times the
-        limit. That first segment also makes up the tracking lag.
-    acceleration_margin: the change of mean speed between segments over the mean of their durations may be
-    this many
-        times the limit. Second differences multiply the steps' noise by 1/step^2 (5 mrad of noise at 10 Hz
-        is about 1.2 rad/s^2), which the controller's spline and the servo smooth away; hence more than 1.
+    limits: of each action joint, those of the embodiment to begin with.
+    max_start_distance: of any joint, from the measured arm to the first step.
+    max_chunk_age: s, from the observation to now.
+    position_margin: how far inside the position limits a chunk must stay.
+    velocity_margin: speeds, in the mean between steps and at every instant, may be this many times the limit.
+    acceleration_margin: the change of mean speed between segments over the mean of their durations may be this many
+        times the limit. Second differences multiply the steps' noise by 1/step^2 (5 mrad of noise at 10 Hz is about
+        1.2 rad/s^2), which the controller's spline and the servo smooth away; hence more than 1.
     """
 
     def __init__(
@@ -69,45 +94,100 @@ class Gate:
         max_chunk_age: float = 1.0,
         velocity_margin: float = 1.0,
         acceleration_margin: float = 2.0,
+        position_margin: float = 0.0,
     ) -> None:
         self.max_start_distance = max_start_distance
         self.max_chunk_age = max_chunk_age
         self.velocity_margin = velocity_margin
         self.acceleration_margin = acceleration_margin
+        self.position_margin = position_margin
         self._max_state_age = embodiment.state.max_age
         self._joints = embodiment.action_joints
-        limits = embodiment.limits.values()
-        self._lower = np.array([joint.lower for joint in limits])
-        self._upper = np.array([joint.upper for joint in limits])
-        self._velocity = np.array([joint.velocity for joint in limits])
-        self._acceleration = np.array([joint.acceleration for joint in limits])
+        self._limits = dict(embodiment.limits)
 
-    def check(
+    @property
+    def limits(self) -> dict[str, JointLimits]:
+        """The limits of every action joint; setting them raises ValueError unless each joint has its own."""
+        return dict(self._limits)
+
+    @limits.setter
+    def limits(self, limits: Mapping[str, JointLimits]) -> None:
+        missing = [joint for joint in self._joints if joint not in limits]
+        if missing:
+            raise ValueError(f"no limits are given for {', '.join(missing)}")
+        self._limits = {joint: limits[joint] for joint in self._joints}
+
+    def margin_problem(self, position_margin: float) -> str | None:
+        """Why a position margin cannot be used, in a sentence; None if it can: some joint would have no room left."""
+        for joint, limits in self._limits.items():
+            if 2 * position_margin >= limits.upper - limits.lower:
+                return (
+                    f"a position margin of {position_margin} leaves {joint} no room between its limits "
+                    f"{limits.lower} and {limits.upper}"
+                )
+        return None
+
+    def clamp(self, rows: np.ndarray) -> tuple[np.ndarray, int]:
+        """The rows (n, A) brought into the position limits, margin included, and how many values that changed.
+
+        What is no number stays, for `admit` to refuse.
+        """
+        rows, bounds = np.asarray(rows, np.float64), self._bounds()
+        outside = _outside(rows, bounds)
+        return np.where(outside, np.clip(rows, bounds.lower, bounds.upper), rows), int(outside.sum())
+
+    def admit(
         self,
-        positions: np.ndarray,
+        rows: np.ndarray,
         times: np.ndarray,
         joint_names: Sequence[str],
+        starts: Sequence[Point],
         measured: np.ndarray | None,
         observation_stamp_ns: int,
         now_ns: int,
         measured_stamp_ns: int | None = None,
-    ) -> Decision:
-        """Judge the points that would be sent.
+    ) -> Admission:
+        """Judge the points that would be sent, and plan their trajectory.
 
-        positions: (n, A) rad, n may be 0; times: (n,) s from now; measured: (A,) rad or None, in the order
-        of the embodiment's action joints; measured_stamp_ns: when it was measured, checked if given. Never
-        raises for bad values, however bad: the decision says what is wrong.
+        rows: (n, A), n may be 0; times: (n,) s from now; measured: (A,) or None, in the order of the embodiment's
+        action joints; measured_stamp_ns: when it was measured, checked if given.
+
+        starts: the states (A,) that a controller may be in when it takes the trajectory up, whatever their time_ns.
+        The trajectory is planned from the first, and must keep the limits from each of them. A start beyond a limit
+        is let be, but nothing may go farther out or get faster. Never raises for bad values, however bad: the
+        decision says what is wrong. Raises ValueError if there is no start.
         """
-        positions, times = np.asarray(positions, np.float64), np.asarray(times, np.float64)
-        return (
-            self._check_finite(positions, times)
-            or self._check_joints(positions, times, tuple(joint_names))
-            or self._check_positions(positions)
-            or self._check_steps(positions, times)
-            or self._check_start(positions, times, measured)
+        if not starts:
+            raise ValueError("the gate needs a state that the trajectory starts from, got none")
+        rows, times, bounds = np.asarray(rows, np.float64), np.asarray(times, np.float64), self._bounds()
+        refusal = (
+            self._check_finite(rows, times)
+            or self._check_joints(rows, times, tuple(joint_names))
+            or self._check_positions(rows, bounds)
+            or self._check_steps(rows, times, bounds)
+            or self._check_measured(measured)
+            or self._check_starts(starts)
+            or self._check_distance(rows, measured)
+        )
+        if refusal is not None:
+            return Admission(refusal)
+        # Without a step left there is nothing to plan; the age says why.
+        trajectory = plan(self._joints, rows, times, starts[0]) if len(times) else None
+        refusal = (
+            self._check_spline(trajectory, starts, bounds)
             or self._check_age(len(times), observation_stamp_ns, now_ns)
             or self._check_measured_age(measured_stamp_ns, now_ns)
-            or Decision(Verdict.ACCEPTED)
+        )
+        return Admission(Decision(Verdict.ACCEPTED), trajectory) if refusal is None else Admission(refusal)
+
+    def _bounds(self) -> _Bounds:
+        limits = list(self._limits.values())
+        margin = self.position_margin
+        return _Bounds(
+            np.array([joint.lower for joint in limits]) + margin,
+            np.array([joint.upper for joint in limits]) - margin,
+            np.array([joint.velocity for joint in limits]) * self.velocity_margin,
+            np.array([joint.acceleration for joint in limits]) * self.acceleration_margin,
         )
 
     def _check_finite(self, positions: np.ndarray, times: np.ndarray) -> Decision | None:
@@ -137,77 +217,115 @@ class Gate:
             return Decision(Verdict.JOINT_NAMES, reason)
         return None
 
-    def _check_positions(self, positions: np.ndarray) -> Decision | None:
-        bad = (positions < self._lower - _ROUNDING) | (positions > self._upper + _ROUNDING)
+    def _check_positions(self, positions: np.ndarray, bounds: _Bounds) -> Decision | None:
+        bad = _outside(positions, bounds)
         if not bad.any():
             return None
         step, joint = _first(bad)
-        reason = (
-            f"{self._joints[joint]} at step {step} is {positions[step, joint]:.4f} rad, "
-            f"outside [{self._lower[joint]}, {self._upper[joint]}] rad"
-        )
-        return Decision(Verdict.POSITION_LIMIT, reason)
+        return self._too_far_out(joint, positions[step, joint], f"at step {step}", bounds)
 
-    def _check_steps(self, positions: np.ndarray, times: np.ndarray) -> Decision | None:
+    def _check_steps(self, positions: np.ndarray, times: np.ndarray, bounds: _Bounds) -> Decision | None:
         durations = np.diff(times, prepend=0.0)
         if (durations <= 0).any():
             step = int(np.argmax(durations <= 0))
             reason = f"step {step} is due {durations[step]:.4f} s after the one before, expected more than 0 s"
             return Decision(Verdict.VELOCITY_LIMIT, reason)
         speeds = np.diff(positions, axis=0) / durations[1:, None]
-        return self._check_speeds(speeds) or self._check_accelerations(speeds, durations[1:])
+        return self._check_speeds(speeds, bounds) or self._check_accelerations(speeds, durations[1:], bounds)
 
-    def _check_speeds(self, speeds: np.ndarray) -> Decision | None:
-        bad = np.abs(speeds) > self._velocity * self.velocity_margin
+    def _check_speeds(self, speeds: np.ndarray, bounds: _Bounds) -> Decision | None:
+        bad = np.abs(speeds) > bounds.velocity
         if not bad.any():
             return None
         step, joint = _first(bad)
-        return self._too_fast(joint, speeds[step, joint], f"from step {step} to step {step + 1}")
+        return self._too_fast(joint, speeds[step, joint], f"from step {step} to step {step + 1}", bounds)
 
-    def _check_accelerations(self, speeds: np.ndarray, durations: np.ndarray) -> Decision | None:
+    def _check_accelerations(self, speeds: np.ndarray, durations: np.ndarray, bounds: _Bounds) -> Decision | None:
         between = (durations[:-1] + durations[1:]) / 2
         accelerations = np.diff(speeds, axis=0) / between[:, None]
-        bad = np.abs(accelerations) > self._acceleration * self.acceleration_margin
+        bad = np.abs(accelerations) > bounds.acceleration
         if not bad.any():
             return None
         step, joint = _first(bad)
-        limit = self._acceleration[joint]
         reason = (
-            f"{self._joints[joint]} accelerates at {accelerations[step, joint]:.2f} rad/s^2 "
-            f"at step {step + 1}, the limit is {limit * self.acceleration_margin:.2f} rad/s^2 "
-            f"({limit} x margin {self.acceleration_margin})"
+            f"{self._joints[joint]} accelerates at {accelerations[step, joint]:.2f} at step {step + 1}, "
+            f"the limit is {bounds.acceleration[joint]:.2f} "
+            f"({self._limits[self._joints[joint]].acceleration} x margin {self.acceleration_margin})"
         )
         return Decision(Verdict.ACCELERATION_LIMIT, reason)
 
-    def _check_start(self, positions: np.ndarray, times: np.ndarray, measured: np.ndarray | None) -> Decision | None:
+    def _check_measured(self, measured: np.ndarray | None) -> Decision | None:
         if measured is None:
             return Decision(Verdict.INPUT_MISSING, "the arm's measured position is not known")
-        measured = np.asarray(measured, np.float64)
-        if measured.shape != (len(self._joints),):
-            reason = f"the measured position has shape {measured.shape}, expected ({len(self._joints)},)"
-            return Decision(Verdict.INPUT_INVALID, reason)
-        for joint, value in zip(self._joints, measured, strict=True):
-            if not np.isfinite(value):
-                return Decision(Verdict.INPUT_INVALID, f"the measured position of {joint} is {value}")
-        if len(times) == 0:
-            return None
-        return self._check_first_segment(positions[0] - measured, float(times[0]))
+        return self._check_state(np.asarray(measured, np.float64), "the measured position")
 
-    def _check_first_segment(self, way: np.ndarray, duration: float) -> Decision | None:
-        farthest = int(np.abs(way).argmax())
-        if abs(way[farthest]) > self.max_start_distance:
-            reason = (
-                f"the first step is {abs(way[farthest]):.3f} rad from the measured {self._joints[farthest]}, "
-                f"allowed are {self.max_start_distance} rad"
-            )
-            return Decision(Verdict.START_TOO_FAR, reason)
-        # No acceleration is judged here: over a fraction of a step the tracking lag is not one.
-        speeds = way / duration
-        excess = np.abs(speeds) - self._velocity * self.velocity_margin
-        joint = int(excess.argmax())
-        if excess[joint] > 0:
-            return self._too_fast(joint, speeds[joint], "from the measured arm to the first step")
+    def _check_starts(self, starts: Sequence[Point]) -> Decision | None:
+        for start in starts:
+            found = self._check_state(start.position, "the position to start from")
+            if found is None and start.velocity is not None:
+                found = self._check_state(start.velocity, "the velocity to start from")
+            if found is not None:
+                return found
         return None
+
+    def _check_state(self, values: np.ndarray, what: str) -> Decision | None:
+        if values.shape != (len(self._joints),):
+            reason = f"{what} has shape {values.shape}, expected ({len(self._joints)},)"
+            return Decision(Verdict.INPUT_INVALID, reason)
+        for joint, value in zip(self._joints, values, strict=True):
+            if not np.isfinite(value):
+                return Decision(Verdict.INPUT_INVALID, f"{what} of {joint} is {value}")
+        return None
+
+    def _check_distance(self, rows: np.ndarray, measured: np.ndarray | None) -> Decision | None:
+        if len(rows) == 0:
+            return None
+        distance = np.abs(rows[0] - np.asarray(measured, np.float64))
+        farthest = int(distance.argmax())
+        if distance[farthest] <= self.max_start_distance:
+            return None
+        reason = (
+            f"the first step is {distance[farthest]:.3f} from the measured {self._joints[farthest]}, "
+            f"allowed are {self.max_start_distance}"
+        )
+        return Decision(Verdict.START_TOO_FAR, reason)
+
+    def _check_spline(self, trajectory: Trajectory | None, starts: Sequence[Point], bounds: _Bounds) -> Decision | None:
+        """The limits at every instant of the way that a controller makes of the points, from each of the starts.
+
+        No acceleration is judged here: over a fraction of a step the tracking lag is not one.
+        """
+        if trajectory is None:
+            return None
+        for start in starts:
+            way = peaks(start, trajectory)
+            refusal = self._check_way(way.lowest, way.highest, start, bounds) or self._check_pace(
+                way.slowest, way.fastest, start, bounds
+            )
+            if refusal is not None:
+                return refusal
+        return None
+
+    def _check_way(self, lowest: np.ndarray, highest: np.ndarray, start: Point, bounds: _Bounds) -> Decision | None:
+        lower, upper = np.tile(bounds.lower, (len(lowest), 1)), np.tile(bounds.upper, (len(lowest), 1))
+        # Measured, or held, beyond the limit: the way back in must be open.
+        lower[0], upper[0] = np.minimum(lower[0], start.position), np.maximum(upper[0], start.position)
+        for values, bad in ((lowest, lowest < lower - _ROUNDING), (highest, highest > upper + _ROUNDING)):
+            if bad.any():
+                step, joint = _first(bad)
+                return self._too_far_out(joint, values[step, joint], _on_the_way(step), bounds)
+        return None
+
+    def _check_pace(self, slowest: np.ndarray, fastest: np.ndarray, start: Point, bounds: _Bounds) -> Decision | None:
+        limit = np.tile(bounds.velocity, (len(slowest), 1))
+        if start.velocity is not None:
+            limit[0] = np.maximum(limit[0], np.abs(start.velocity))
+        bad = np.maximum(fastest, -slowest) > limit + _ROUNDING
+        if not bad.any():
+            return None
+        step, joint = _first(bad)
+        speed = max(slowest[step, joint], fastest[step, joint], key=abs)
+        return self._too_fast(joint, speed, _on_the_way(step), bounds)
 
     def _check_age(self, steps: int, observation_stamp_ns: int, now_ns: int) -> Decision | None:
         age = (now_ns - observation_stamp_ns) / 1e9
@@ -230,10 +348,22 @@ class Gate:
         reason = f"the measured position is {age:.3f} s old, allowed are {self._max_state_age} s"
         return Decision(Verdict.INPUT_STALE, reason)
 
-    def _too_fast(self, joint: int, speed: float, segment: str) -> Decision:
-        limit = self._velocity[joint] * self.velocity_margin
-        reason = f"{self._joints[joint]} moves at {speed:.3f} rad/s {segment}, the limit is {limit:.3f} rad/s"
+    def _too_fast(self, joint: int, speed: float, where: str, bounds: _Bounds) -> Decision:
+        reason = f"{self._joints[joint]} moves at {speed:.3f} {where}, the limit is {bounds.velocity[joint]:.3f}"
         return Decision(Verdict.VELOCITY_LIMIT, reason)
+
+    def _too_far_out(self, joint: int, value: float, where: str, bounds: _Bounds) -> Decision:
+        name = self._joints[joint]
+        reason = f"{name} {where} is {value:.4f}, outside [{bounds.lower[joint]}, {bounds.upper[joint]}]"
+        return Decision(Verdict.POSITION_LIMIT, reason)
+
+
+def _outside(positions: np.ndarray, bounds: _Bounds) -> np.ndarray:
+    return (positions < bounds.lower - _ROUNDING) | (positions > bounds.upper + _ROUNDING)
+
+
+def _on_the_way(step: int) -> str:
+    return f"on the way from step {step - 1} to step {step}" if step else "on the way to the first step"
 
 
 def _first(bad: np.ndarray) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from dit_policy_ros.runtime.frames import FrameFeatures
 from dit_policy_ros.runtime.gate import Decision, Gate, Verdict
 from dit_policy_ros.runtime.messages import MessageError
 from dit_policy_ros.runtime.observations import Observation, ObservationBuffer, ObservationError
-from dit_policy_ros.runtime.trajectory import Trajectory, plan
+from dit_policy_ros.runtime.trajectory import Point, Trajectory
 
 
 @dataclass(frozen=True)
@@ -158,22 +158,15 @@ class ChunkPipeline:
         except (ObservationError, MessageError) as error:
             return replace(outcome, decision=Decision(Verdict[error.code], str(error)))
         positions, times, dropped = drop_elapsed(chunk, now_ns)
-        decision = self._gate.check(positions, times, chunk.joint_names, position, chunk.observation_stamp_ns, now_ns)
-        if decision.verdict is not Verdict.ACCEPTED:
-            return replace(outcome, decision=decision, steps_dropped=dropped)
+        start = Point(now_ns, position, velocity)
+        admission = self._gate.admit(
+            positions, times, chunk.joint_names, [start], position, chunk.observation_stamp_ns, now_ns
+        )
         trajectories = {}
-        first = 0
-        for group in self._embodiment.action_groups:
-            columns = slice(first, first + len(group.joints))
-            first = columns.stop
-            trajectories[group.name] = plan(
-                tuple(group.joints),
-                positions[:, columns],
-                times,
-                position[columns],
-                None if velocity is None else velocity[columns],
-            )
-        return replace(outcome, decision=decision, steps_dropped=dropped, trajectories=trajectories)
+        if admission.trajectory is not None:
+            for group in self._embodiment.action_groups:
+                trajectories[group.name] = admission.trajectory.select(tuple(group.joints))
+        return replace(outcome, decision=admission.decision, steps_dropped=dropped, trajectories=trajectories)
 
 
 def _batch(observation: Observation, task: str) -> dict[str, object]:

@@ -15,8 +15,11 @@ from numpy.typing import ArrayLike
 
 from dit_policy_ros.embodiment import JointLimits
 
-_STOP_SHARE = 0.5  # of the acceleration limit that a stop uses
+_STOP_SHARE = 0.5  # of the acceleration limit that a stop uses: a servo's lag needs room
 _STOP_MIN_DURATION = 0.1  # s: a servo needs some time even for a small step
+_STOP_LONG_DURATION = 0.35  # s: a stop that would take longer uses more of the acceleration limit, up to all of it
+_STOP_SHORTEST = 1e-3  # s: no joint is braked faster, however near its limit is
+_END_STRETCH = 1.5  # see plan
 
 
 @dataclass(frozen=True)
@@ -39,50 +42,77 @@ class Trajectory:
     velocities: np.ndarray | None = None
     accelerations: np.ndarray | None = None
 
+    def select(self, joints: Sequence[str]) -> Trajectory:
+        """The columns of these joints, in their order. Raises ValueError for a joint that is not there."""
+        unknown = [joint for joint in joints if joint not in self.joint_names]
+        if unknown:
+            raise ValueError(f"the trajectory has no {', '.join(unknown)}, only {', '.join(self.joint_names)}")
+        columns = [self.joint_names.index(joint) for joint in joints]
+        velocities = None if self.velocities is None else self.velocities[:, columns]
+        accelerations = None if self.accelerations is None else self.accelerations[:, columns]
+        return Trajectory(tuple(joints), self.times, self.positions[:, columns], velocities, accelerations)
 
-def plan(
-    joint_names: Sequence[str],
-    positions: ArrayLike,
-    times: ArrayLike,
-    measured_position: ArrayLike,
-    measured_velocity: ArrayLike | None = None,
-) -> Trajectory:
+
+@dataclass(frozen=True)
+class Peaks:
+    """Extremes over each whole segment, (n, d) each: of the position, and of the velocity with its sign.
+
+    Segment k ends at point k; segment 0 comes from the state before the trajectory.
+    """
+
+    lowest: np.ndarray
+    highest: np.ndarray
+    slowest: np.ndarray
+    fastest: np.ndarray
+
+    @property
+    def speed(self) -> np.ndarray:
+        """The largest speed within each segment (n, d), at least 0."""
+        return np.maximum(self.fastest, -self.slowest)
+
+
+def plan(joint_names: Sequence[str], positions: ArrayLike, times: ArrayLike, start: Point) -> Trajectory:
     """Give a chunk's points the velocities that let the controller pass through them without stopping.
 
-    positions: (n, d) rad; times: (n,) s from now, rising, above 0; measured_*: (d,), where the arm is now.
+    positions: (n, d); times: (n,) s from now, rising, above 0; start: the state (d,) that the controller starts
+    from, whose velocity may be unknown.
 
     Velocities are the weighted harmonic mean of the slopes on either side, zero where these differ in sign:
     the cubic between two points then never leaves their interval (Fritsch and Butland, SIAM J. Sci. Stat.
     Comput. 5, 1984). The last one is zero, since controllers refuse to end a trajectory in motion; the next
-    chunk normally comes before. Raises ValueError for shapes or times that do not fit; values are the
-    gate's business.
+    chunk normally comes before. A cubic that ends at rest is up to 3/2 as fast on its way as in the mean, so the
+    last point comes half an interval later than asked for: braking is then nowhere faster than what led to it.
+    Raises ValueError for shapes or times that do not fit; values are the gate's business.
     """
-    points = np.asarray(positions, np.float64)
-    t = np.asarray(times, np.float64)
-    here = np.asarray(measured_position, np.float64)
+    points, t, here = np.asarray(positions, np.float64), np.array(times, np.float64), start.position
     if points.ndim != 2 or points.shape != (len(t), len(joint_names)) or len(t) == 0:
         raise ValueError(f"positions have shape {points.shape}, expected ({len(t)}, {len(joint_names)}), 1 row or more")
     if here.shape != (len(joint_names),):
-        raise ValueError(f"the measured position has shape {here.shape}, expected ({len(joint_names)},)")
+        raise ValueError(f"the start's position has shape {here.shape}, expected ({len(joint_names)},)")
     durations = np.diff(t, prepend=0.0)
     if not (durations > 0).all():
         raise ValueError(f"times {t.tolist()} must rise, beginning above 0")
     slopes = np.diff(points, axis=0, prepend=here[None]) / durations[:, None]
-    if measured_velocity is not None and len(slopes) > 1:
-        slopes[0] = _incoming(slopes, np.asarray(measured_velocity, np.float64))
+    end_slope = np.abs(slopes[-1])
+    if start.velocity is not None and len(slopes) > 1:
+        slopes[0] = _incoming(slopes, start.velocity)
     velocities = np.zeros_like(points)
     velocities[:-1] = _monotone_velocities(slopes, durations[:, None])
+    # Three times its mean speed is the most that a cubic may begin with and not pass its end (Fritsch and Carlson).
+    most = 3 / _END_STRETCH * end_slope
+    velocities[-2:-1] = np.clip(velocities[-2:-1], -most, most)
+    t[-1] += (_END_STRETCH - 1) * durations[-1]
     return Trajectory(tuple(joint_names), t, points, velocities)
 
 
-def _incoming(slopes: np.ndarray, measured_velocity: np.ndarray) -> np.ndarray:
+def _incoming(slopes: np.ndarray, velocity: np.ndarray) -> np.ndarray:
     """The slope into the first point.
 
-    The line from the measured arm is distorted by the tracking lag, the more so the sooner the point is
-    due, and the measured velocity alone would make a resting arm stop at the first point. Of all slopes
-    between the two, the one that changes least into the next segment.
+    The line from where the arm is may be distorted by a tracking lag, the more so the sooner the point is due, and
+    the velocity alone would make a resting arm stop at the first point. Of all slopes between the two, the one that
+    changes least into the next segment.
     """
-    low, high = np.minimum(slopes[0], measured_velocity), np.maximum(slopes[0], measured_velocity)
+    low, high = np.minimum(slopes[0], velocity), np.maximum(slopes[0], velocity)
     return np.clip(slopes[1], low, high)
 
 
@@ -97,27 +127,85 @@ def _monotone_velocities(slopes: np.ndarray, durations: np.ndarray) -> np.ndarra
     return np.where(same_way, mean, 0.0)
 
 
-def stop(
-    joint_names: Sequence[str],
-    position: ArrayLike,
-    velocity: ArrayLike,
-    limits: Mapping[str, JointLimits],
-) -> Trajectory:
-    """Bring a moving arm to rest: one point, zero velocity, every joint slowed evenly and all at the same
-    moment.
+def stop(joint_names: Sequence[str], start: Point, limits: Mapping[str, JointLimits]) -> Trajectory:
+    """Bring a moving arm to rest: every joint slowed evenly, all at rest at the same moment.
 
-    position (d,) rad and velocity (d,) rad/s are the measured ones. The slowest joint to stop uses half its
-    acceleration limit, so that a servo's lag finds room; a joint that would pass its position limit stops
-    at the limit instead.
+    start: the state (d,) that the controller starts from; limits: of these joints, perhaps of others too. The joint
+    that is slowest to stop uses half its acceleration limit, or as much more as brings it to rest within 0.35 s. A
+    joint whose position limit is nearer than that brakes in the room it has, sooner than the others; one that is
+    beyond its limit brakes as hard as it may and rests there: it is not thrown back.
     """
-    here, speed = np.asarray(position, np.float64), np.asarray(velocity, np.float64)
-    allowed = np.array([limits[joint].acceleration for joint in joint_names]) * _STOP_SHARE
-    duration = max(_STOP_MIN_DURATION, float((np.abs(speed) / allowed).max()))
-    lower = np.array([limits[joint].lower for joint in joint_names])
-    upper = np.array([limits[joint].upper for joint in joint_names])
-    # An even deceleration covers v T / 2, and the controller's cubic to that point is then exactly it.
-    end = np.clip(here + speed * duration / 2, np.minimum(lower, here), np.maximum(upper, here))
-    return Trajectory(tuple(joint_names), np.array([duration]), end[None], np.zeros((1, len(joint_names))))
+    here = np.asarray(start.position, np.float64)
+    velocity = np.zeros_like(here) if start.velocity is None else np.asarray(start.velocity, np.float64)
+    allowed = np.array([limits[joint].acceleration for joint in joint_names])
+    ends = np.where(
+        velocity < 0, [limits[joint].lower for joint in joint_names], [limits[joint].upper for joint in joint_names]
+    )
+    braking = _braking_times(np.abs(velocity), allowed, np.where(velocity < 0, here - ends, ends - here))
+    times = np.unique(np.round(braking, 9))
+    # An even deceleration is a parabola, which the controller's cubic between two points of it follows exactly.
+    t = np.minimum(times[:, None], braking)
+    positions = here + velocity * (t - t**2 / (2 * braking))
+    velocities = velocity * np.maximum(0.0, 1 - times[:, None] / braking)
+    velocities[-1] = 0.0
+    return Trajectory(tuple(joint_names), times, positions, velocities)
+
+
+def _braking_times(speed: np.ndarray, allowed: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """How long each joint brakes (d,), s: all equally long, but those with too little room to their limit."""
+    gentle, hard = float((speed / (allowed * _STOP_SHARE)).max()), float((speed / allowed).max())
+    common = max(_STOP_MIN_DURATION, min(gentle, max(_STOP_LONG_DURATION, hard)))
+    moving = np.where(speed > 0, speed, 1.0)
+    alone = np.where(room > 0, 2 * room / moving, speed / allowed)
+    too_long = (speed > 0) & (speed * common / 2 > room)
+    return np.where(too_long, np.clip(alone, _STOP_SHORTEST, common), common)
+
+
+def peaks(start: Point, trajectory: Trajectory) -> Peaks:
+    """How far and how fast a controller that starts from `start` (d,) goes within each segment, in closed form.
+
+    `start` is where it is at the trajectory's time 0, whatever its time_ns; a velocity not known is taken as 0, as
+    controllers do. Raises ValueError for a trajectory with accelerations, whose quintics have no closed form.
+    """
+    if trajectory.accelerations is not None:
+        raise ValueError("peaks are known of linear and cubic segments only; the trajectory carries accelerations")
+    ends = trajectory.positions
+    begins = np.vstack([start.position, ends[:-1]])
+    duration = np.diff(trajectory.times, prepend=0.0)[:, None]
+    if trajectory.velocities is None:
+        slopes = (ends - begins) / duration
+        return Peaks(np.minimum(begins, ends), np.maximum(begins, ends), slopes, slopes)
+    first = np.zeros_like(start.position) if start.velocity is None else start.velocity
+    before = np.vstack([first, trajectory.velocities[:-1]])
+    cubic = _coefficients(Point(0, begins, before), Point(0, ends, trajectory.velocities), duration)
+    turns = np.stack([begins, ends, *(_value(cubic, u) for u in _roots(cubic))])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        vertex = _inside(-cubic[2] / (3 * cubic[3]))
+    middle = (cubic[1] + vertex * (2 * cubic[2] + vertex * 3 * cubic[3])) / duration
+    speeds = np.stack([before, trajectory.velocities, middle])
+    return Peaks(turns.min(axis=0), turns.max(axis=0), speeds.min(axis=0), speeds.max(axis=0))
+
+
+def _roots(cubic: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Where in [0, 1] a cubic's derivative is zero; 0 stands in where it is nowhere.
+
+    The quadratic formula in the form that loses no digits when the cubic's highest coefficient is nearly zero.
+    """
+    c, half_b, a = cubic[1], cubic[2], 3 * cubic[3]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        q = -(half_b + np.copysign(np.sqrt(half_b**2 - a * c), half_b))
+        return _inside(q / a), _inside(c / q)
+
+
+def _inside(u: np.ndarray) -> np.ndarray:
+    return np.where((u > 0) & (u < 1), u, 0.0)  # false for NaN, so that it becomes 0
+
+
+def _value(polynomial: Sequence[np.ndarray], u: np.ndarray) -> np.ndarray:
+    value = np.zeros_like(u)
+    for coefficient in reversed(polynomial):
+        value = value * u + coefficient
+    return value
 
 
 def interpolate(start: Point, end: Point, t_ns: int) -> Point:
@@ -139,8 +227,11 @@ def interpolate(start: Point, end: Point, t_ns: int) -> Point:
     return Point(t_ns, position, velocity / duration, acceleration / duration**2)
 
 
-def _coefficients(start: Point, end: Point, duration: float) -> list[np.ndarray]:
-    """The polynomial in u of degree 1, 3 or 5 through both ends, its constant first."""
+def _coefficients(start: Point, end: Point, duration: float | np.ndarray) -> list[np.ndarray]:
+    """The polynomial in u of degree 1, 3 or 5 through both ends, its constant first.
+
+    The ends may be those of many segments (n, d), the duration then (n, 1).
+    """
     way = end.position - start.position
     if start.velocity is None or end.velocity is None:
         return [start.position, way]

@@ -19,7 +19,7 @@ instruction: {topic: instruction}
 cameras:
   side: {topic: side/image_raw, transport: raw, width: 48, height: 32, max_age: 0.3}
   hand: {topic: hand/image_raw/compressed, transport: compressed, width: 32, height: 32, max_age: 0.3}
-max_camera_skew: 0.2
+max_camera_skew: 0.3
 state: {topic: joint_states, joints: [lift, turn, reach], max_age: 0.2}
 action_groups:
   arm:

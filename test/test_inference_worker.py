@@ -155,6 +155,113 @@ def test_latency_leaves_out_the_untimed_and_the_failed(worker: InferenceWorker, 
     assert math.isnan(worker.latency(95))
 
 
+def settled(worker: InferenceWorker, results: Results) -> None:
+    """Waits until the thread has done all there was, by a request of its own."""
+    worker.submit(lambda: "settled")
+    results.wait(1)
+    assert results.delivered[-1] == ("settled", None)
+
+
+def test_offered_work_is_done_when_there_is_nothing_else_and_delivers_nothing(
+    worker: InferenceWorker, results: Results
+) -> None:
+    done = threading.Event()
+    assert worker.offer(lambda: done.set() or "not to be delivered")
+    assert done.wait(10)
+    settled(worker, results)
+    assert len(results.delivered) == 1
+    assert worker.offers_failed == 0
+
+
+def test_nothing_is_taken_while_a_request_runs_or_waits(worker: InferenceWorker, results: Results) -> None:
+    work, begun, go = blocking()
+    worker.submit(work)
+    assert begun.wait(10)
+    assert not worker.offer(lambda: pytest.fail("done"))
+    worker.submit(lambda: "second")
+    assert not worker.offer(lambda: pytest.fail("done"))
+    go.set()
+    results.wait(2)
+    settled(worker, results)
+    assert worker.offers_failed == 0
+
+
+def test_a_request_waits_for_offered_work_that_has_begun_and_counts_it_as_latency(
+    worker: InferenceWorker, results: Results
+) -> None:
+    work, begun, go = blocking()
+    assert worker.offer(work)
+    assert begun.wait(10)
+    assert not worker.busy
+    assert not worker.offer(lambda: pytest.fail("done"))
+    submitted = time.perf_counter()
+    worker.submit(lambda: "chunk")
+    assert worker.busy
+    held = threading.Event()
+    held.wait(0.05)
+    waited = time.perf_counter() - submitted
+    assert results.delivered == []
+    go.set()
+    results.wait(1)
+    assert results.delivered == [("chunk", None)]
+    assert worker.latency(50) >= waited
+
+
+def test_a_request_drops_offered_work_that_has_not_begun(results: Results) -> None:
+    in_callback, leave = threading.Event(), threading.Event()
+
+    def on_result(result: object, error: BaseException | None) -> None:
+        in_callback.set()
+        assert leave.wait(10)
+        results(result, error)
+
+    worker = InferenceWorker(on_result)
+    try:
+        worker.submit(lambda: "first")
+        assert in_callback.wait(10)  # the thread still has the first one in hand
+        worker._running = False  # as in the moment between two requests, which no test can catch
+        assert worker.offer(lambda: pytest.fail("done"))
+        worker.submit(lambda: "second")
+        leave.set()
+        results.wait(2)
+        settled(worker, results)
+        assert [result for result, _ in results.delivered] == ["first", "second", "settled"]
+        assert worker.offers_failed == 0
+    finally:
+        leave.set()
+        worker.close()
+
+
+@pytest.mark.parametrize("error", [ValueError("no picture"), SystemExit(3)])
+def test_offered_work_that_fails_is_logged_and_counted(
+    worker: InferenceWorker, results: Results, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = threading.Event()
+
+    def fail() -> None:
+        begun.set()
+        raise error
+
+    with caplog.at_level(logging.ERROR):
+        assert worker.offer(fail)
+        assert begun.wait(10)
+        settled(worker, results)
+    assert worker.offers_failed == 1
+    assert type(error).__name__ in caplog.text
+
+
+def test_close_drops_offered_work_and_takes_none(results: Results) -> None:
+    worker = InferenceWorker(results)
+    work, begun, go = blocking()
+    assert worker.offer(work)
+    assert begun.wait(10)
+    assert worker.close(0.01) is False
+    go.set()
+    assert worker.close(10) is True
+    assert not worker.offer(lambda: None)
+    assert results.delivered == []
+
+
 def test_a_program_that_forgets_to_close_still_ends() -> None:
     code = (
         "from dit_policy_ros.runtime.inference import InferenceWorker\n"

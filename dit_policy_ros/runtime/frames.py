@@ -41,7 +41,7 @@ class FrameFeatures:
         words = task if engine.policy.text_modulates_vision and not without_instruction else None
         key = (camera_key, stamp_ns, words)
         entry = self._entries.get(key)
-        if entry is None or not np.array_equal(entry.image, image):
+        if entry is None or not (entry.image is image or np.array_equal(entry.image, image)):
             pixels = torch.as_tensor(image).unsqueeze(0)
             entry = _Entry(image, engine.encode_frame(camera_key, pixels, [task], without_instruction))
             self._entries[key] = entry

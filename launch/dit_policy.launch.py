@@ -2,6 +2,9 @@
 
     ros2 launch dit_policy_ros dit_policy.launch.py checkpoint:=/path/to/checkpoint namespace:=left
 
+The other launch files include this one. For an arm that moves take robot.launch.py: it begins with a dry run, and
+starts the guard.
+
 The transitions are asked for by events, which the launch_ros of Jazzy and of Kilted both have;
 `LifecycleNode(autostart=...)` came after Jazzy.
 """
@@ -28,6 +31,14 @@ ARGUMENTS = [
         "embodiment", default_value="", description="Embodiment YAML of the robot. Empty: as params_file says."
     ),
     DeclareLaunchArgument("checkpoint", default_value="", description="Checkpoint folder. Empty: as params_file says."),
+    DeclareLaunchArgument(
+        "dry_run",
+        default_value="",
+        description="Do everything but send to the controllers. Empty: as params_file says.",
+    ),
+    DeclareLaunchArgument(
+        "recovery", default_value="", description="manual or automatic, after a fault. Empty: as params_file says."
+    ),
     DeclareLaunchArgument("use_sim_time", default_value="false", description="Take the time from /clock."),
     DeclareLaunchArgument("autostart", default_value="true", description="Configure and activate the node."),
     DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal."),
@@ -37,8 +48,9 @@ ARGUMENTS = [
 def start_node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The node, and the handlers that take it to active."""
     # An argument left empty must not override the parameter file with an empty text.
-    given = {name: LaunchConfiguration(name).perform(context) for name in ("embodiment", "checkpoint")}
-    overrides = {name: ParameterValue(value, value_type=str) for name, value in given.items() if value}
+    kinds = {"embodiment": str, "checkpoint": str, "recovery": str, "dry_run": bool}
+    given = {name: LaunchConfiguration(name).perform(context) for name in kinds}
+    overrides = {name: ParameterValue(value, value_type=kinds[name]) for name, value in given.items() if value}
     overrides["use_sim_time"] = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     node = LifecycleNode(
         package="dit_policy_ros",

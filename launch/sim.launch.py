@@ -4,7 +4,8 @@
     ros2 service call /dit_policy/set_instruction dit_policy_msgs/srv/SetInstruction \\
         "{instruction: push the red block over the line}"
 
-With `use_sim_time` the simulator publishes /clock and the policy follows it.
+With `use_sim_time` the simulator publishes /clock and the policy follows it. After a fault the arm starts again by
+itself: nobody stands beside it.
 """
 
 from launch import LaunchDescription
@@ -55,7 +56,7 @@ def generate_launch_description() -> LaunchDescription:
     passed_on = ("namespace", "params_file", "embodiment", "checkpoint", "use_sim_time", "autostart", "log_level")
     policy = IncludeLaunchDescription(
         PathJoinSubstitution([SHARE, "launch", "dit_policy.launch.py"]),
-        launch_arguments=[(name, LaunchConfiguration(name)) for name in passed_on],
+        launch_arguments=[*((name, LaunchConfiguration(name)) for name in passed_on), ("recovery", "automatic")],
         condition=IfCondition(PythonExpression(["'", LaunchConfiguration("checkpoint"), "' != ''"])),
     )
     return LaunchDescription([*ARGUMENTS, simulator, policy])

@@ -37,15 +37,30 @@ class FrameFeatures:
 
     def of(self, camera_key: str, stamp_ns: int, image: np.ndarray, task: str, without_instruction: bool) -> Tensor:
         """The feature (1, image_dim) of a frame (3, H, W) uint8 taken at stamp_ns. Raises as `encode_frame`."""
-        engine = self._engine
-        words = task if engine.policy.text_modulates_vision and not without_instruction else None
-        key = (camera_key, stamp_ns, words)
-        entry = self._entries.get(key)
-        if entry is None or not (entry.image is image or np.array_equal(entry.image, image)):
+        key = self._key(camera_key, stamp_ns, task, without_instruction)
+        entry = self._kept(key, image)
+        if entry is None:
             pixels = torch.as_tensor(image).unsqueeze(0)
-            entry = _Entry(image, engine.encode_frame(camera_key, pixels, [task], without_instruction))
+            entry = _Entry(image, self._engine.encode_frame(camera_key, pixels, [task], without_instruction))
             self._entries[key] = entry
         self._entries.move_to_end(key)
         while len(self._entries) > self._size:
             self._entries.popitem(last=False)
         return entry.feature
+
+    def knows(self, camera_key: str, stamp_ns: int, image: np.ndarray, task: str, without_instruction: bool) -> bool:
+        """Whether `of` would return a feature kept, so that who encodes ahead can do one frame at a time."""
+        return self._kept(self._key(camera_key, stamp_ns, task, without_instruction), image) is not None
+
+    def _key(self, camera_key: str, stamp_ns: int, task: str, without_instruction: bool) -> tuple[str, int, str | None]:
+        words = task if self._engine.policy.text_modulates_vision and not without_instruction else None
+        return camera_key, stamp_ns, words
+
+    def _kept(self, key: tuple[str, int, str | None], image: np.ndarray) -> _Entry | None:
+        entry = self._entries.get(key)
+        return entry if entry is not None and _same(entry.image, image) else None
+
+
+def _same(kept: np.ndarray, image: np.ndarray) -> bool:
+    # The buffer gives the same picture as the same array; comparing the pixels of two cameras would take a while.
+    return kept is image or np.array_equal(kept, image)

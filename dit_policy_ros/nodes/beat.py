@@ -20,9 +20,9 @@ class Beat:
     """Calls `work` every `period` s of the steady clock, until `close`.
 
     Call n is due at start + n x period, so lateness does not add up. Of the calls whose time has passed when the one
-    before returns, only the latest is made, late; the others are left out and counted in `missed`. What `work` raises is given to `on_error`
-    and counted in `errors`; the beat goes on. `busy` says, before each call, to which of the two records of lateness it
-    belongs: with inference running, or without.
+    before returns, only the latest is made, late; the others are left out and counted in `missed`. What `work` raises
+    is given to `on_error` and counted in `errors`; the beat goes on. `busy` says, before each call, to which of the two
+    records of lateness it belongs: with inference running, or without.
     """
 
     def __init__(

@@ -12,8 +12,8 @@ _TOLD_NS = 1_000_000_000  # how long a jump is reported, on the steady clock: lo
 class ClockWatch:
     """Compares the node's clock with the steady one, look by look, so that slow drift is no jump.
 
-    With a simulated clock (`simulated`) only a way back, or a leap ahead, is a jump: it may be slow, stand still, or not
-    have begun (0), and its rate is not known.
+    With a simulated clock (`simulated`) only a way back, or a leap ahead, is a jump: it may be slow, stand still, or
+    not have begun (0), and its rate is not known.
     """
 
     def __init__(self, simulated: bool) -> None:

@@ -28,6 +28,8 @@ setup(
         files("launch", "*.launch.py"),
         files("config", "*.yaml"),
         files("config/embodiments", "*.yaml"),
+        files("config/foxglove", "*.json"),
+        files("config/rqt", "*.perspective"),
         files("checkpoints/demo", "*"),
         files("checkpoints/demo/tokenizer", "*"),
     ],
@@ -45,6 +47,7 @@ setup(
     zip_safe=False,
     entry_points={
         "console_scripts": [
+            f"guard_node = {NAME}.nodes.guard_node:main",
             f"policy_node = {NAME}.nodes.policy_node:main",
             f"sim_node = {NAME}.nodes.sim_node:main",
         ],

@@ -18,10 +18,11 @@ from dit_policy_ros.policy.engine import PolicyEngine
 from dit_policy_ros.policy.fast_vision import FastViT
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
+from dit_policy_ros.runtime.conductor import Conductor, Outcome, Settings
 from dit_policy_ros.runtime.frames import FrameFeatures
 from dit_policy_ros.runtime.gate import Gate, Verdict
 from dit_policy_ros.runtime.observations import ObservationBuffer
-from dit_policy_ros.runtime.pipeline import ChunkPipeline, Outcome, Request
+from dit_policy_ros.runtime.pipeline import ChunkPipeline, Request
 
 TEXT = (Path(__file__).parents[1] / "config/embodiments/sim_arm.yaml").read_text()
 NOW_NS = 1_000_000_000_000
@@ -44,8 +45,12 @@ def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], M
     return make
 
 
+def request(**changes: object) -> Request:
+    return Request(1, 7, NOW_NS, INSTRUCTIONS[0], 8, 0.1, **changes)
+
+
 def run(policy: MultitaskDiTPolicy, embodiment: Embodiment, late_s: float = 0.0) -> Outcome:
-    """A chunk from a quarter of a second of a resting arm's messages; sampling seems to take `late_s`."""
+    """A chunk from a quarter of a second of a resting arm's messages; sampling takes `late_s`."""
     buffer = ObservationBuffer(embodiment, policy.config.n_obs_steps)
     joints = embodiment.state.joints
     for age_ms in range(250, -1, -10):
@@ -57,9 +62,15 @@ def run(policy: MultitaskDiTPolicy, embodiment: Embodiment, late_s: float = 0.0)
             size = {"height": camera.height, "width": camera.width, "step": 3 * camera.width}
             data = bytes(3 * camera.width * camera.height)
             buffer.add(camera.topic, stamp_ns, SimpleNamespace(header=header, encoding="rgb8", data=data, **size))
-    clock = iter([NOW_NS, NOW_NS + round(late_s * 1e9)])
-    pipeline = ChunkPipeline(policy, embodiment, buffer, Gate(embodiment), lambda: next(clock))
-    return pipeline.next_chunk(Request(7, INSTRUCTIONS[0], 8))
+    conductor = Conductor(embodiment, Gate(embodiment), buffer)
+    conductor.instruct(INSTRUCTIONS[0])
+    conductor.start(NOW_NS)
+    directive = conductor.tick(NOW_NS, Settings(n_action_steps=8))
+    assert directive.request is not None
+    sampled = ChunkPipeline(policy, embodiment, buffer, lambda: NOW_NS).sample(directive.request)
+    outcome = conductor.deliver(sampled, NOW_NS + round(late_s * 1e9))
+    assert outcome is not None
+    return outcome
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +81,8 @@ def embodiment() -> Embodiment:
 def test_an_accepted_chunk_starts_at_the_arm_and_is_timed_from_now(make_policy, embodiment) -> None:
     outcome = run(make_policy(0.001), embodiment, late_s=0.12)
     assert outcome.decision.verdict is Verdict.ACCEPTED, outcome.decision
-    (trajectory,) = outcome.trajectories.values()
+    trajectory = outcome.trajectory
+    assert trajectory is not None
     assert trajectory.joint_names == embodiment.action_joints
     np.testing.assert_allclose(trajectory.positions[0], HOME, atol=0.005)
     # The step due 0.1 s after the observation has elapsed 0.12 s after it; the next is due in 0.08 s.
@@ -82,10 +94,11 @@ def test_an_accepted_chunk_starts_at_the_arm_and_is_timed_from_now(make_policy, 
 def test_two_groups_get_their_own_joints(make_policy) -> None:
     text = TEXT.replace("transport: compressed", "transport: raw")
     head, tail = text.split("      panda_joint5: {", 1)
-    second = "  wrist:\n    topic: wrist_controller/joint_trajectory\n    joints:\n      panda_joint5: {"
+    second = "  wrist:\n    topic: wrist_controller/joint_trajectory\n    interface: trajectory\n    joints:\n"
+    second += "      panda_joint5: {"
     embodiment = Embodiment.from_yaml(head + second + tail, "two groups")
     outcome = run(make_policy(0.001), embodiment)
-    arm, wrist = outcome.trajectories["arm"], outcome.trajectories["wrist"]
+    arm, wrist = (outcome.trajectory.select(tuple(group.joints)) for group in embodiment.action_groups)
     assert arm.joint_names == embodiment.action_joints[:4]
     assert wrist.joint_names == embodiment.action_joints[4:]
     assert outcome.chunk is not None
@@ -107,14 +120,16 @@ def test_an_unsafe_chunk_carries_no_trajectory(make_policy, embodiment, reach: f
     outcome = run(policy, embodiment)
     assert outcome.decision.verdict in verdicts, outcome.decision
     assert outcome.decision.reason
-    assert outcome.trajectories == {}
+    assert outcome.trajectory is None
+    assert not outcome.sent
     assert outcome.chunk is not None  # it is still told, for debugging
 
 
 def test_a_chunk_that_comes_too_late_is_refused(make_policy, embodiment) -> None:
     outcome = run(make_policy(0.001), embodiment, late_s=1.2)
     assert outcome.decision.verdict in (Verdict.TOO_OLD, Verdict.INPUT_STALE), outcome.decision
-    assert outcome.trajectories == {}
+    assert outcome.trajectory is None
+    assert not outcome.sent
 
 
 def test_a_failure_of_the_model_is_an_outcome_not_an_exception(make_policy, embodiment) -> None:
@@ -123,7 +138,8 @@ def test_a_failure_of_the_model_is_an_outcome_not_an_exception(make_policy, embo
     outcome = run(policy, embodiment)
     assert outcome.decision.verdict is Verdict.INFERENCE_FAILED
     assert "RuntimeError" in outcome.decision.reason
-    assert outcome.trajectories == {}
+    assert outcome.trajectory is None
+    assert not outcome.sent
 
 
 def test_a_frame_is_encoded_once_for_each_instruction(make_policy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +174,7 @@ def test_a_frame_is_encoded_once_for_each_instruction(make_policy, monkeypatch: 
 def test_warm_up_reports_the_fast_paths(make_policy, embodiment) -> None:
     policy = make_policy(0.001)
     torch.nn.init.normal_(policy.noise_predictor.transformer_blocks[0].adaLN_modulation[1].weight, std=0.1)
-    pipeline = ChunkPipeline(policy, embodiment, ObservationBuffer(embodiment, 2), Gate(embodiment), lambda: NOW_NS)
+    pipeline = ChunkPipeline(policy, embodiment, ObservationBuffer(embodiment, 2), lambda: NOW_NS)
     assert pipeline.warm_up(1) > 0
     assert {report.name: report.used for report in pipeline.path_reports} == {"vision": False, "transformer": True}
 
@@ -204,7 +220,7 @@ def test_warm_up_finds_a_vision_that_mixes_up_places(
     policy = MultitaskDiTPolicy(config, old.stats)  # adaLN-Zero: its actions do not show what it sees
     if defect is not None:
         monkeypatch.setattr(FastViT, *defect)
-    pipeline = ChunkPipeline(policy, embodiment, ObservationBuffer(embodiment, 2), Gate(embodiment), lambda: NOW_NS)
+    pipeline = ChunkPipeline(policy, embodiment, ObservationBuffer(embodiment, 2), lambda: NOW_NS)
     pipeline.warm_up(0)
     (report,) = [report for report in pipeline.path_reports if report.name == "vision"]
     assert report.used == (defect is None), report
@@ -226,12 +242,35 @@ def test_a_chunk_is_the_policys_for_the_window(make_policy, embodiment, monkeypa
             size = {"height": camera.height, "width": camera.width, "step": 3 * camera.width}
             data = rng.integers(0, 256, 3 * camera.width * camera.height, dtype=np.uint8).tobytes()
             buffer.add(camera.topic, stamp_ns, SimpleNamespace(header=header, encoding="rgb8", data=data, **size))
-    pipeline = ChunkPipeline(policy, embodiment, buffer, Gate(embodiment), lambda: NOW_NS)
+    pipeline = ChunkPipeline(policy, embodiment, buffer, lambda: NOW_NS)
     torch.manual_seed(5)
-    outcome = pipeline.next_chunk(Request(0, INSTRUCTIONS[2], 8))
+    sampled = pipeline.sample(replace(request(), instruction=INSTRUCTIONS[2]))
     window = buffer.latest(NOW_NS).tensors()
     batch = {key: torch.from_numpy(value)[None] for key, value in window.items()} | {"task": [INSTRUCTIONS[2]]}
     torch.manual_seed(5)
     expected = policy.predict_chunk(batch)[0].numpy()
-    assert outcome.chunk is not None, outcome.decision
-    np.testing.assert_allclose(outcome.chunk.positions, expected, atol=1e-6)
+    assert sampled.chunk is not None, sampled.refusal
+    np.testing.assert_allclose(sampled.chunk.positions, expected, atol=1e-6)
+
+
+def test_what_is_encoded_ahead_is_not_encoded_again(make_policy, embodiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = PolicyEngine(make_policy(0.001))
+    buffer = ObservationBuffer(embodiment, 2)
+    for age_ms in (150, 100, 50, 0):
+        stamp_ns = NOW_NS - age_ms * 1_000_000
+        header = SimpleNamespace(stamp=SimpleNamespace(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9))
+        state = SimpleNamespace(header=header, name=embodiment.state.joints, position=HOME, velocity=[])
+        buffer.add(embodiment.state.topic, stamp_ns, state)
+        for camera in embodiment.cameras:
+            size = {"height": camera.height, "width": camera.width, "step": 3 * camera.width}
+            data = bytes(3 * camera.width * camera.height)
+            buffer.add(camera.topic, stamp_ns, SimpleNamespace(header=header, encoding="rgb8", data=data, **size))
+    pipeline = ChunkPipeline(engine, embodiment, buffer, lambda: NOW_NS)
+    encoded, encode = [], engine.encode_frame
+    monkeypatch.setattr(engine, "encode_frame", lambda *given: encoded.append(given[0]) or encode(*given))
+    pipeline.encode_ahead(INSTRUCTIONS[0], request().sampling)
+    assert len(encoded) == 2 * 2, "two cameras, two observation steps"
+    assert pipeline.sample(request()).chunk is not None
+    assert len(encoded) == 2 * 2
+    assert pipeline.sample(replace(request(), instruction=INSTRUCTIONS[1])).chunk is not None
+    assert len(encoded) == 4 * 2, "another instruction makes the cameras see otherwise"

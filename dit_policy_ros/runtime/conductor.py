@@ -38,6 +38,7 @@ OnFault = Literal["stop", "finish_chunk"]
 Recovery = Literal["manual", "automatic"]
 
 QUIET_NS = 500_000_000  # nothing may have been wrong for so long before the arm moves again by itself
+_AHEAD = 0.15  # s: cameras of 15 Hz then have two frames of each encoded ahead, of which the last is most likely used
 _KEPT_LATENCIES = 200
 _INPUT_VERDICTS = (Verdict.INPUT_MISSING, Verdict.INPUT_STALE, Verdict.INPUT_SKEWED, Verdict.INPUT_INVALID)
 _NS = 1_000_000_000
@@ -85,11 +86,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Directive:
-    """What a tick asks of the node: a chunk to be sampled, a stop to be sent, a refusal to be published."""
+    """What a tick asks of the node: a chunk to be sampled, a stop to be sent, a refusal to be published.
+
+    encode_ahead: a chunk will be asked for so soon that the frames of this moment are worth encoding for it.
+    """
 
     request: Request | None = None
     stop: Trajectory | None = None
     refusal: Outcome | None = None
+    encode_ahead: bool = False
 
 
 @dataclass
@@ -133,7 +138,7 @@ class Conductor:
         self._troubled_ns = 0  # the last moment at which anything was wrong
         self._sequence = 0
 
-    # --- start, stop, instruction --------------------------------------------------------------------------------------
+    # --- start, stop, instruction -------------------------------------------------------------------------------------
 
     @property
     def running(self) -> bool:
@@ -173,8 +178,9 @@ class Conductor:
         """End the fault; or why that cannot be, in a sentence."""
         if self.fault is None:
             return "there is no fault to resume from"
-        if self._troubles:
-            return f"cannot resume yet: {self._troubles[0].reason}"
+        lasting = [trouble for trouble in self._troubles if trouble.fault is not Fault.REJECTIONS]
+        if lasting:
+            return f"cannot resume yet: {lasting[0].reason}"
         self._recover()
         return None
 
@@ -182,7 +188,7 @@ class Conductor:
         """Whether the controllers have something left to follow."""
         return self.course is not None and now_ns < self.course.end_ns
 
-    # --- timing --------------------------------------------------------------------------------------------------------
+    # --- timing -------------------------------------------------------------------------------------------------------
 
     @property
     def budget(self) -> float:
@@ -208,15 +214,16 @@ class Conductor:
             due_ns = self._takeover_ns - round(self.budget * _NS)
         return (max(due_ns, self._retry_ns or due_ns) - now_ns) / _NS
 
-    # --- tick ----------------------------------------------------------------------------------------------------------
+    # --- tick ---------------------------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int, settings: Settings, troubles: Sequence[Trouble] = ()) -> Directive:
         """What is to be done now; `troubles` is what the watchdogs see at this moment."""
         if not self._running:
             return Directive()
         self._settings = settings
+        told = _of_clock(self._troubles)
         self._troubles = [*troubles, *self._own_troubles(now_ns)]
-        jumped = any(trouble.fault is Fault.CLOCK for trouble in self._troubles)
+        jumped = _of_clock(self._troubles) and not told  # a watchdog tells of one jump for some time
         assert self._last_tick_ns is not None
         # After a jump of the clock the arm is where it was at the last tick, not where the course would have it "now".
         reference_ns = self._last_tick_ns if jumped or now_ns < self._last_tick_ns else now_ns
@@ -277,10 +284,11 @@ class Conductor:
     def _next(self, now_ns: int) -> Directive:
         if not self.instruction:
             return self._without_instruction(now_ns)
-        if self.due_in(now_ns) > 0:
-            return Directive()
-        # Trouble with an input is left to the pipeline, whose refusal tells it on ~/action_chunk; all other trouble, and
-        # a fault not yet recovered from, keeps the policy from being asked.
+        due_in = self.due_in(now_ns)
+        if due_in > 0:
+            return Directive(encode_ahead=due_in < _AHEAD)
+        # Trouble with an input is left to the pipeline, whose refusal tells it on ~/action_chunk; all other trouble,
+        # and a fault not yet recovered from, keep the policy from being asked.
         only_inputs = bool(self._troubles) and all(trouble.fault is Fault.INPUT for trouble in self._troubles)
         if (self._troubles or self.fault is not None) and not only_inputs:
             return Directive()
@@ -317,7 +325,7 @@ class Conductor:
         self._sequence += 1
         return request
 
-    # --- deliver -------------------------------------------------------------------------------------------------------
+    # --- deliver ------------------------------------------------------------------------------------------------------
 
     def deliver(self, sampled: Sampled, now_ns: int) -> Outcome | None:
         """Decide on a chunk that has been sampled; None if the motion it was meant for is over."""
@@ -403,14 +411,14 @@ class Conductor:
             counts.deadlines_missed += 1
         if outcome.sent:
             start = self.course.at(now_ns) if self.course is not None else self._measured(now_ns)
-            self.course = Course.follow(outcome.trajectory, start, now_ns)
+            self.course = Course.follow(outcome.trajectory, start, now_ns, self.course)
         self.chunk = chunk
         self._takeover_ns = chunk.observation_stamp_ns + round(chunk.n_action_steps * chunk.step_duration * _NS)
         self._retry_ns = None
         counts.consecutive_rejections = 0
         counts.clamped += outcome.clamped
 
-    # --- where the arm is ----------------------------------------------------------------------------------------------
+    # --- where the arm is ---------------------------------------------------------------------------------------------
 
     def _measured(self, now_ns: int) -> Point:
         """The measured arm (J,); where no velocity is measured, that of the course. Raises as `measured`."""
@@ -427,7 +435,7 @@ class Conductor:
         assert self.course is not None
         start = self._start_of_stop(self.course.at(reference_ns), now_ns)
         trajectory = stop(self._embodiment.action_joints, start, self._gate.limits)
-        self.course = Course.follow(trajectory, replace(start, time_ns=now_ns), now_ns)
+        self.course = Course.follow(trajectory, start, now_ns, self.course)
         self._takeover_ns = None
         return trajectory
 
@@ -440,6 +448,14 @@ class Conductor:
             measured = self._measured(now_ns)
         except (ObservationError, MessageError):
             return reference
-        far = float(np.abs(measured.position - reference.position).max())
-        jumped = any(trouble.fault is Fault.INPUT for trouble in self._troubles)
-        return measured if far > self._gate.max_start_distance and not jumped else reference
+        far = float(np.abs(measured.position - reference.position).max()) > self._gate.max_start_distance
+        if not far or any(trouble.fault is Fault.INPUT for trouble in self._troubles):
+            return reference
+        # Faster than it can be is no velocity to go on with.
+        limits = np.array([self._gate.limits[joint].velocity for joint in self._embodiment.action_joints])
+        assert measured.velocity is not None
+        return replace(measured, velocity=np.where(np.abs(measured.velocity) <= limits, measured.velocity, 0.0))
+
+
+def _of_clock(troubles: Sequence[Trouble]) -> bool:
+    return any(trouble.fault is Fault.CLOCK for trouble in troubles)

@@ -1,14 +1,15 @@
-"""One chunk from end to end, without ROS: window -> policy -> drop what has elapsed -> gate -> trajectories.
+"""From the observations buffered to a chunk, without ROS: window -> encode -> denoise.
 
-The node calls this in its inference thread. Whatever goes wrong comes back as an Outcome with a verdict and a reason;
-only an accepted outcome carries trajectories, so there is nothing to publish when a check failed.
+The node calls this in its inference thread, and nothing here waits for a lock that the moving arm needs. Whatever goes
+wrong comes back as a refusal with a verdict and a reason; what becomes of a chunk is the conductor's to decide.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,38 +18,61 @@ from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.policy.configuration import STATE, TASK
 from dit_policy_ros.policy.engine import PathReport, PolicyEngine
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
+from dit_policy_ros.policy.realtime import ChunkInMotion
 from dit_policy_ros.policy.sampling import AS_CONFIGURED, Sampling
-from dit_policy_ros.runtime.chunking import Chunk, drop_elapsed
+from dit_policy_ros.runtime.chunking import Chunk
+from dit_policy_ros.runtime.course import Course
 from dit_policy_ros.runtime.frames import FrameFeatures
-from dit_policy_ros.runtime.gate import Decision, Gate, Verdict
+from dit_policy_ros.runtime.gate import Decision, Verdict
+from dit_policy_ros.runtime.joining import Joining, chunk_in_motion
 from dit_policy_ros.runtime.messages import MessageError
 from dit_policy_ros.runtime.observations import Observation, ObservationBuffer, ObservationError
-from dit_policy_ros.runtime.trajectory import Point, Trajectory
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the next chunk is asked for: its number, the instruction, and the live parameters as they are now."""
+    """What the next chunk is asked for, with everything that must not change while it is sampled.
 
+    epoch tells one start of the motion from the next; made_ns is when it was asked for; step_duration in s, of this
+    chunk's steps; ready_in: s until it will probably be ready; course: what the arm follows meanwhile, if anything;
+    keep_rest is False when the instruction has changed, and what the course says after the committed steps is void.
+    """
+
+    epoch: int
     sequence: int
+    made_ns: int
     instruction: str
     n_action_steps: int
+    step_duration: float
     sampling: Sampling = AS_CONFIGURED
+    joining: Joining = "replace"
+    course: Course | None = None
+    keep_rest: bool = True
+    ready_in: float = 0.0
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of a request. `trajectories` (by action group) is empty unless the decision is ACCEPTED."""
+class Sampled:
+    """A chunk, or the refusal to sample one.
+
+    steps_committed: rows that the arm was expected to have executed by then. began_cpu is the thread's CPU time (s)
+    when the work began, model_cpu what of it encoder and denoising took: the rest is the node's own cost.
+    """
 
     request: Request
-    decision: Decision
-    chunk: Chunk | None = None
-    steps_dropped: int = 0
-    trajectories: Mapping[str, Trajectory] = field(default_factory=dict)
+    chunk: Chunk | None
+    refusal: Decision | None = None
+    steps_committed: int = 0
+    began_cpu: float = 0.0
+    model_cpu: float = 0.0
+
+    def own_cpu(self) -> float:
+        """CPU time (s) of this chunk up to now beside encoder and denoising; only in the thread that sampled it."""
+        return time.thread_time() - self.began_cpu - self.model_cpu
 
 
 class ChunkPipeline:
-    """Samples chunks of a policy from the observations buffered, and lets only safe ones through.
+    """Samples chunks of a policy from the observations buffered; for one thread.
 
     The policy, or an engine made of it, must stay as it is from here on. `now_ns` reads the clock that stamps the
     observations (the node's clock, or a bag's).
@@ -59,15 +83,14 @@ class ChunkPipeline:
         policy: MultitaskDiTPolicy | PolicyEngine,
         embodiment: Embodiment,
         observations: ObservationBuffer,
-        gate: Gate,
         now_ns: Callable[[], int],
     ) -> None:
         self._engine = policy if isinstance(policy, PolicyEngine) else PolicyEngine(policy)
         self._frames = FrameFeatures(self._engine)
         self._embodiment = embodiment
         self._observations = observations
-        self._gate = gate
         self._now_ns = now_ns
+        self._model_cpu = 0.0
 
     @property
     def path_reports(self) -> list[PathReport]:
@@ -83,7 +106,7 @@ class ChunkPipeline:
         """
         n_obs_steps = self._engine.policy.config.n_obs_steps
         rng = np.random.default_rng(0)
-        images = {
+        images: dict[str, Sequence[np.ndarray]] = {
             camera.name: rng.integers(0, 256, (n_obs_steps, 3, camera.height, camera.width), dtype=np.uint8)
             for camera in self._embodiment.cameras
         }
@@ -98,75 +121,100 @@ class ChunkPipeline:
                 self._engine.verify(_batch(observation, task), sampling)
                 continue
             started = time.perf_counter()
-            self._predict(observation, task, sampling)
+            self._predict(observation, task, sampling, None)
             seconds = time.perf_counter() - started
         return seconds
 
-    def next_chunk(self, request: Request) -> Outcome:
-        """Sample, time and check one chunk of the newest moment that every stream has reached."""
+    def sample(self, request: Request) -> Sampled:
+        """A chunk of the newest moment that every stream has reached."""
+        began_cpu, self._model_cpu = time.thread_time(), 0.0
         try:
             observation = self._observations.latest(self._now_ns())
-            chunk = self._sample(observation, request)
+            motion = self._in_motion(observation.stamp_ns, request)
+            chunk = self._chunk(observation, request, motion)
         except (ObservationError, MessageError) as error:
-            return Outcome(request, Decision(Verdict[error.code], str(error)))
+            return Sampled(request, None, Decision(Verdict[error.code], str(error)))
         except Exception as error:  # of the model or the device, out of memory among them
             reason = f"sampling failed with {type(error).__name__}: {error}"
-            return Outcome(request, Decision(Verdict.INFERENCE_FAILED, reason))
-        return self._admit(chunk, request)
+            return Sampled(request, None, Decision(Verdict.INFERENCE_FAILED, reason))
+        committed = motion.delay if motion is not None else 0
+        return Sampled(request, chunk, None, committed, began_cpu, self._model_cpu)
 
-    def _sample(self, observation: Observation, request: Request) -> Chunk:
+    def encode_ahead(self, task: str, sampling: Sampling) -> None:
+        """Encode the pictures that a chunk starting now would see, so that the next one finds most of them done."""
+        for frame in self._observations.frames_ahead(self._now_ns()):
+            key = f"observation.images.{frame.camera}"
+            if key in self._engine.policy.config.cameras:
+                for without in (False, True) if self._needs_both(sampling) else (False,):
+                    self._frames.of(key, frame.stamp_ns, frame.image, task, without)
+
+    def _needs_both(self, sampling: Sampling) -> bool:
+        """Whether each frame is needed without the instruction as well: guidance by the instruction asks for both."""
+        policy = self._engine.policy
+        return policy.text_modulates_vision and sampling.resolve(policy.config).guidance_scale != 1
+
+    def _in_motion(self, stamp_ns: int, request: Request) -> ChunkInMotion | None:
+        if request.joining != "rtc" or request.course is None:
+            return None
+        return chunk_in_motion(
+            request.course,
+            stamp_ns,
+            request.step_duration,
+            self._engine.policy.config,
+            request.made_ns + round(request.ready_in * 1e9),
+            request.n_action_steps,
+            request.keep_rest,
+        )
+
+    def _chunk(self, observation: Observation, request: Request, motion: ChunkInMotion | None) -> Chunk:
         started = time.perf_counter()
-        positions = self._predict(observation, request.instruction, request.sampling)
+        positions = self._predict(observation, request.instruction, request.sampling, motion)
         return Chunk(
             observation_stamp_ns=observation.stamp_ns,
             sequence=request.sequence,
             joint_names=self._embodiment.action_joints,
             positions=positions,
-            step_duration=1.0 / self._embodiment.fps,
+            step_duration=request.step_duration,
             n_action_steps=request.n_action_steps,
             instruction=request.instruction,
             inference_duration=time.perf_counter() - started,
         )
 
-    def _predict(self, observation: Observation, task: str, sampling: Sampling) -> np.ndarray:
+    def _predict(
+        self, observation: Observation, task: str, sampling: Sampling, motion: ChunkInMotion | None
+    ) -> np.ndarray:
         """A chunk's actions (steps, A) float64, in units."""
         config = self._engine.policy.config
         frames = self._encode(observation, task, without_instruction=False)
         without = None
-        if self._engine.policy.text_modulates_vision and sampling.resolve(config).guidance_scale != 1:
+        if self._needs_both(sampling):
             without = self._encode(observation, task, without_instruction=True)
         state = torch.from_numpy(observation.state).unsqueeze(0) if STATE in config.input_features else None
-        actions = self._engine.predict_chunk_from(state, frames, [task], sampling, frames_without_instruction=without)
-        return actions[0].cpu().numpy().astype(np.float64)  # also waits for the device
+        with self._model():
+            actions = self._engine.predict_chunk_from(
+                state, frames, [task], sampling, motion=motion, frames_without_instruction=without
+            )
+            return actions[0].cpu().numpy().astype(np.float64)  # also waits for the device
 
     def _encode(self, observation: Observation, task: str, without_instruction: bool) -> dict[str, list[torch.Tensor]]:
         """{camera key: the feature of each of its frames}, for the policy's cameras among the embodiment's."""
-        return {
-            key: [
-                self._frames.of(key, stamp_ns, image, task, without_instruction)
-                for stamp_ns, image in zip(observation.image_stamps_ns[camera], images, strict=True)
-            ]
-            for camera, images in observation.images.items()
-            if (key := f"observation.images.{camera}") in self._engine.policy.config.cameras
-        }
+        with self._model():
+            return {
+                key: [
+                    self._frames.of(key, stamp_ns, image, task, without_instruction)
+                    for stamp_ns, image in zip(observation.image_stamps_ns[camera], images, strict=True)
+                ]
+                for camera, images in observation.images.items()
+                if (key := f"observation.images.{camera}") in self._engine.policy.config.cameras
+            }
 
-    def _admit(self, chunk: Chunk, request: Request) -> Outcome:
-        now_ns = self._now_ns()
-        outcome = Outcome(request, Decision(Verdict.ACCEPTED, ""), chunk)
+    @contextmanager
+    def _model(self) -> Iterator[None]:
+        began = time.thread_time()
         try:
-            position, velocity = self._observations.measured(chunk.joint_names, now_ns)
-        except (ObservationError, MessageError) as error:
-            return replace(outcome, decision=Decision(Verdict[error.code], str(error)))
-        positions, times, dropped = drop_elapsed(chunk, now_ns)
-        start = Point(now_ns, position, velocity)
-        admission = self._gate.admit(
-            positions, times, chunk.joint_names, [start], position, chunk.observation_stamp_ns, now_ns
-        )
-        trajectories = {}
-        if admission.trajectory is not None:
-            for group in self._embodiment.action_groups:
-                trajectories[group.name] = admission.trajectory.select(tuple(group.joints))
-        return replace(outcome, decision=admission.decision, steps_dropped=dropped, trajectories=trajectories)
+            yield
+        finally:
+            self._model_cpu += time.thread_time() - began
 
 
 def _batch(observation: Observation, task: str) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from rosbags.typesys import Stores, get_typestore
 from dit_policy_ros.embodiment import Camera
 from dit_policy_ros.runtime.messages import (
     MessageError,
+    check_image,
     decode_image,
     decode_joints,
     decode_velocities,
@@ -51,6 +53,12 @@ def gradient() -> np.ndarray:
 
 def jpeg() -> bytes:
     done, data = cv2.imencode(".jpg", gradient()[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert done
+    return data.tobytes()
+
+
+def png(image: np.ndarray) -> bytes:
+    done, data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)
     assert done
     return data.tobytes()
 
@@ -101,21 +109,110 @@ def test_padded_rows() -> None:
     assert np.array_equal(decode_image(raw(bgr.tobytes(), "bgr8", step=24), RAW), RGB)
 
 
+# What stands at the four places of the first 2x2 pixels, row by row, as sensor_msgs/image_encodings names them.
+MOSAICS = ["rggb", "bggr", "gbrg", "grbg"]
+
+
+@pytest.mark.parametrize("mosaic", MOSAICS)
+def test_a_mosaic_of_one_colour_becomes_that_colour(mosaic: str) -> None:
+    colour = {"r": 200, "g": 90, "b": 30}
+    tile = np.array([[colour[mosaic[0]], colour[mosaic[1]]], [colour[mosaic[2]], colour[mosaic[3]]]], np.uint8)
+    camera = replace(RAW, width=12, height=8)
+    image = decode_image(raw(np.tile(tile, (4, 6)).tobytes(), f"bayer_{mosaic}8", 12, 8), camera)
+    assert image.shape == (8, 12, 3)
+    assert np.unique(image.reshape(-1, 3), axis=0).tolist() == [[200, 90, 30]]
+
+
+def to_yuv(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """ITU-R BT.601 with Y from 16 to 235, from its constants Kr = 0.299 and Kb = 0.114."""
+    red, green, blue = (value / 255 for value in colour)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    u, v = (blue - luma) / (2 * (1 - 0.114)), (red - luma) / (2 * (1 - 0.299))
+    return round(16 + 219 * luma), round(128 + 224 * u), round(128 + 224 * v)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "order"),
+    [("yuv422", "u0v1"), ("uyvy", "u0v1"), ("yuv422_yuy2", "0u1v"), ("yuyv", "0u1v")],
+)
+def test_yuv422_becomes_the_colour_it_was_made_from(encoding: str, order: str) -> None:
+    orange, grey = (220, 120, 40), (100, 100, 100)
+    pixels = []
+    for colour in (orange, grey, orange):
+        y, u, v = to_yuv(colour)
+        pixels += [{"0": y, "1": y, "u": u, "v": v}[part] for part in order]
+    image = decode_image(raw(bytes(pixels) * 4, encoding), RAW).astype(int)
+    expected = np.repeat([orange, grey, orange], 2, axis=0)
+    assert np.abs(image - expected[None]).max() <= 3
+
+
+@pytest.mark.parametrize(("encoding", "order"), [("uyvy", "u0v1"), ("yuyv", "0u1v")])
+def test_the_two_pixels_of_a_yuv_pair_keep_their_places(encoding: str, order: str) -> None:
+    pair = [{"0": 235, "1": 16, "u": 128, "v": 128}[part] for part in order]  # white, black
+    image = decode_image(raw(bytes(pair * 3) * 4, encoding), RAW)
+    assert image[0, :, 0].tolist() == [255, 0, 255, 0, 255, 0]
+
+
+@pytest.mark.parametrize("encoding", ["bayer_rggb8", "uyvy"])
+def test_padded_rows_of_mosaics_and_yuv(encoding: str) -> None:
+    row = 6 if encoding == "bayer_rggb8" else 12
+    rows = np.random.default_rng(0).integers(0, 256, (4, row), dtype=np.uint8)
+    padded = np.full((4, 16), 255, np.uint8)
+    padded[:, :row] = rows
+    expected = decode_image(raw(rows.tobytes(), encoding), RAW)
+    assert np.array_equal(decode_image(raw(padded.tobytes(), encoding, step=16), RAW), expected)
+
+
 def test_jpeg_and_png_become_rgb() -> None:
     image = decode_image(compressed(jpeg(), "rgb8; jpeg compressed bgr8"), COMPRESSED)
     assert image.shape == (32, 48, 3)
     assert image.dtype == np.uint8
     assert np.abs(image.astype(int) - gradient()).mean() < 4
-    done, png = cv2.imencode(".png", gradient()[..., ::-1])
+    assert np.array_equal(decode_image(compressed(png(gradient()), "png"), COMPRESSED), gradient())
+
+
+@pytest.mark.parametrize("options", [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 1]])
+def test_jpegs_of_other_kinds_and_padded_ones(options: list[int]) -> None:
+    done, data = cv2.imencode(".jpg", gradient()[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95, *options])
     assert done
-    assert np.array_equal(decode_image(compressed(png.tobytes(), "png"), COMPRESSED), gradient())
+    for padding in (0, 3, 4096):
+        message = compressed(data.tobytes() + bytes(padding))
+        check_image(message, COMPRESSED)
+        assert np.abs(decode_image(message, COMPRESSED).astype(int) - gradient()).mean() < 4
+
+
+def test_a_grey_picture_is_spread_over_the_channels() -> None:
+    image = decode_image(compressed(png(gradient()[..., 0]), "mono8; png compressed "), COMPRESSED)
+    assert all(np.array_equal(image[..., channel], gradient()[..., 0]) for channel in range(3))
+
+
+def test_a_picture_cut_anywhere_is_found_without_decoding() -> None:
+    for whole, kind in ((jpeg(), "jpeg"), (png(gradient()), "png")):
+        check_image(compressed(whole, kind), COMPRESSED)
+        for length in range(len(whole) - (1 if kind == "jpeg" else 4)):
+            with pytest.raises(MessageError):
+                check_image(compressed(whole[:length], kind), COMPRESSED)
+
+
+def test_a_thumbnails_end_is_not_the_pictures() -> None:
+    whole = jpeg()
+    thumbnail = b"\xff\xe1" + (2 + len(whole)).to_bytes(2) + whole
+    check_image(compressed(whole[:2] + thumbnail + whole[2:]), COMPRESSED)
+    with pytest.raises(MessageError, match="without its end"):
+        check_image(compressed(whole[:2] + thumbnail + whole[2:-2]), COMPRESSED)
 
 
 @pytest.mark.parametrize(
     ("message", "camera", "words"),
     [
-        (raw(bytes(72), "yuv422_yuy2"), RAW, ["yuv422_yuy2", "rgb8, bgr8, rgba8, bgra8, mono8"]),
-        (raw(bytes(48), "16UC1"), RAW, ["depth", "16UC1"]),
+        (raw(bytes(36), "nv12"), RAW, ["another encoding, 'nv12'", "rgb8, bgr8, rgba8, bgra8, mono8, bayer_rggb8"]),
+        (raw(bytes(48), "16UC1"), RAW, ["depth", "16UC1", "the policy takes no depth"]),
+        (raw(bytes(48), "mono16"), RAW, ["more than 8 bits", "'mono16'"]),
+        (raw(bytes(144), "rgb16"), RAW, ["more than 8 bits", "'rgb16'"]),
+        (raw(bytes(48), "bayer_rggb16"), RAW, ["more than 8 bits", "'bayer_rggb16'"]),
+        (raw(bytes(24), "bayer_rggb8", step=5), RAW, ["step 5"]),
+        (raw(bytes(24), "uyvy"), RAW, ["step 6", "at least 12"]),
+        (raw(bytes(40), "yuyv", width=5), replace(RAW, width=5), ["5 pixels a row", "multiple of 2"]),
         (raw(bytes(96), "32FC1"), RAW, ["depth", "32FC1"]),
         (raw(bytes(72), width=3, height=8), RAW, ["3x8", "6x4", "camera 'top'", "set the camera"]),
         (raw(bytes(71), step=18), RAW, ["71 bytes", "18"]),
@@ -131,14 +228,21 @@ def test_jpeg_and_png_become_rgb() -> None:
             Camera("wrist", "wrist/compressed", "compressed", 32, 48, 0.3),
             ["48x32", "32x48"],
         ),
+        (compressed(jpeg()[2:]), COMPRESSED, ["damaged or cut short", "neither JPEG nor PNG"]),
+        (compressed(jpeg()[:60]), COMPRESSED, ["damaged or cut short", "cut in its header"]),
+        (compressed(png(gradient())[:-5], "png"), COMPRESSED, ["damaged or cut short", "without its end"]),
+        (compressed(png(gradient())[:20], "png"), COMPRESSED, ["damaged or cut short", "cut or damaged in its header"]),
+        (compressed(png(np.zeros((32, 48), np.uint16)), "png"), COMPRESSED, ["more than 8 bits", "png of 16 bits"]),
+        (compressed(png(gradient()[..., 0]), "bayer_rggb8; png compressed "), COMPRESSED, ["mosaic", "debayer"]),
     ],
 )
 def test_what_cannot_be_decoded_faithfully_is_refused(message: Any, camera: Camera, words: list[str]) -> None:
-    with pytest.raises(MessageError) as caught:
-        decode_image(message, camera)
-    assert caught.value.code == "INPUT_INVALID"
-    for word in [camera.topic, "12.000000034", *words]:
-        assert word in str(caught.value)
+    for look in (decode_image, check_image):
+        with pytest.raises(MessageError) as caught:
+            look(message, camera)
+        assert caught.value.code == "INPUT_INVALID"
+        for word in [camera.topic, "12.000000034", *words]:
+            assert word in str(caught.value)
 
 
 def joint_state(names: list[str], position: Any, velocity: Any = ()) -> SimpleNamespace:

@@ -7,22 +7,44 @@ decoded faithfully is refused with the topic, the stamp, what was found, what wa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 
 from dit_policy_ros.embodiment import Camera
+from dit_policy_ros.runtime.pictures import PictureError, PictureHeader, read_header
 
-# Encoding of sensor_msgs/Image -> (channels, OpenCV's conversion to RGB; None: it is RGB).
-_RAW_ENCODINGS: dict[str, tuple[int, int | None]] = {
-    "rgb8": (3, None),
-    "bgr8": (3, cv2.COLOR_BGR2RGB),
-    "rgba8": (4, cv2.COLOR_RGBA2RGB),
-    "bgra8": (4, cv2.COLOR_BGRA2RGB),
-    "mono8": (1, cv2.COLOR_GRAY2RGB),
+
+@dataclass(frozen=True)
+class _Encoding:
+    """Bytes a pixel, OpenCV's conversion to RGB (None: it is RGB), and of what the width must be a multiple."""
+
+    channels: int
+    conversion: int | None
+    width_step: int = 1
+
+
+# By the names of sensor_msgs/image_encodings. A mosaic's name gives its first 2x2 pixels row by row, as OpenCV's names
+# with four letters do; those with two letters, which cv_bridge uses, begin at the second pixel of the second row.
+_RAW_ENCODINGS = {
+    "rgb8": _Encoding(3, None),
+    "bgr8": _Encoding(3, cv2.COLOR_BGR2RGB),
+    "rgba8": _Encoding(4, cv2.COLOR_RGBA2RGB),
+    "bgra8": _Encoding(4, cv2.COLOR_BGRA2RGB),
+    "mono8": _Encoding(1, cv2.COLOR_GRAY2RGB),
+    "bayer_rggb8": _Encoding(1, cv2.COLOR_BayerRGGB2RGB),
+    "bayer_bggr8": _Encoding(1, cv2.COLOR_BayerBGGR2RGB),
+    "bayer_gbrg8": _Encoding(1, cv2.COLOR_BayerGBRG2RGB),
+    "bayer_grbg8": _Encoding(1, cv2.COLOR_BayerGRBG2RGB),
+    # ITU-R BT.601, Y from 16 to 235, as cv_bridge and v4l2 have it.
+    "yuv422": _Encoding(2, cv2.COLOR_YUV2RGB_UYVY, 2),
+    "uyvy": _Encoding(2, cv2.COLOR_YUV2RGB_UYVY, 2),
+    "yuv422_yuy2": _Encoding(2, cv2.COLOR_YUV2RGB_YUY2, 2),
+    "yuyv": _Encoding(2, cv2.COLOR_YUV2RGB_YUY2, 2),
 }
-_DEPTH_ENCODINGS = ("16uc1", "32fc1", "mono16", "compresseddepth")
+_DEPTH_ENCODINGS = ("16uc1", "32fc1", "64fc1", "compresseddepth")
 
 
 class MessageError(ValueError):
@@ -48,6 +70,17 @@ def decode_image(message: Any, camera: Camera) -> np.ndarray:
     if camera.transport == "compressed":
         return _decode_compressed(message, camera)
     return _decode_raw(message, camera)
+
+
+def check_image(message: Any, camera: Camera) -> None:
+    """Whether an Image or CompressedImage is what the embodiment says of its camera, without decoding a pixel.
+
+    Raises MessageError as `decode_image` does, but for damage that only decoding finds.
+    """
+    if camera.transport == "compressed":
+        _check_compressed(message, camera)
+    else:
+        _check_raw(message, camera)
 
 
 def decode_joints(message: Any, joints: Sequence[str], topic: str) -> np.ndarray:
@@ -108,40 +141,74 @@ def _select(message: Any, field: str, joints: Sequence[str], topic: str) -> np.n
 
 
 def _decode_raw(message: Any, camera: Camera) -> np.ndarray:
-    encoding = str(message.encoding)
-    if encoding not in _RAW_ENCODINGS:
-        raise _unsupported(message, camera, encoding, ", ".join(_RAW_ENCODINGS))
-    _check_size(int(message.width), int(message.height), message, camera)
-    channels, conversion = _RAW_ENCODINGS[encoding]
-    row, step = camera.width * channels, int(message.step)
+    encoding = _check_raw(message, camera)
+    row, step = camera.width * encoding.channels, int(message.step)
     data = np.frombuffer(message.data, dtype=np.uint8)
-    if step < row or data.size != step * camera.height:
+    pixels = data.reshape(camera.height, step)[:, :row].reshape(camera.height, camera.width, encoding.channels)
+    if encoding.conversion is None:
+        return pixels
+    return cv2.cvtColor(np.ascontiguousarray(pixels), encoding.conversion)
+
+
+def _check_raw(message: Any, camera: Camera) -> _Encoding:
+    name = str(message.encoding)
+    if name not in _RAW_ENCODINGS:
+        raise _unsupported(message, camera, name, ", ".join(_RAW_ENCODINGS))
+    encoding = _RAW_ENCODINGS[name]
+    _check_size(int(message.width), int(message.height), message, camera)
+    if camera.width % encoding.width_step:
+        found, expected = f"{name} of {camera.width} pixels a row", f"a multiple of {encoding.width_step}"
+        raise _error(camera.topic, message, found, expected, "let the camera send rgb8")
+    row, step = camera.width * encoding.channels, int(message.step)
+    size = len(memoryview(message.data).cast("B"))
+    if step < row or size != step * camera.height:
         raise _error(
             camera.topic,
             message,
-            f"step {step} and {data.size} bytes of {encoding}",
+            f"step {step} and {size} bytes of {name}",
             f"a step of at least {row} and step x {camera.height} bytes",
             "mend the camera's driver",
         )
-    pixels = data.reshape(camera.height, step)[:, :row].reshape(camera.height, camera.width, channels)
-    return pixels if conversion is None else cv2.cvtColor(np.ascontiguousarray(pixels), conversion)
+    return encoding
 
 
 def _decode_compressed(message: Any, camera: Camera) -> np.ndarray:
+    _check_compressed(message, camera)
+    data = np.frombuffer(message.data, dtype=np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise _damaged(message, camera, "it cannot be decoded")
+    return image
+
+
+def _check_compressed(message: Any, camera: Camera) -> None:
     # image_transport writes "rgb8; jpeg compressed bgr8"; plain drivers write "jpeg" or "png".
     described = str(message.format)
     words = described.lower()
     if any(depth in words for depth in _DEPTH_ENCODINGS) or not any(kind in words for kind in ("jpeg", "jpg", "png")):
         raise _unsupported(message, camera, described, "jpeg, png")
-    data = np.frombuffer(message.data, dtype=np.uint8)
-    damaged = f"{data.size} bytes of {described} that are damaged or cut short"
-    image = None
-    if data.size:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise _error(camera.topic, message, damaged, "a whole image", "look at the camera and the network")
-    _check_size(image.shape[1], image.shape[0], message, camera)
-    return image
+    try:
+        header = read_header(message.data)
+    except PictureError as error:
+        raise _damaged(message, camera, str(error)) from error
+    _check_size(header.width, header.height, message, camera)
+    _check_colours(header, message, camera)
+
+
+def _check_colours(header: PictureHeader, message: Any, camera: Camera) -> None:
+    described = str(message.format)
+    if header.bits > 8:
+        raise _unsupported(message, camera, f"{described} of {header.bits} bits", "jpeg, png")
+    if header.channels == 1 and described.lower().startswith("bayer"):
+        found = f"a mosaic compressed as a grey picture, '{described}'"
+        raise _error(
+            camera.topic, message, found, "a colour picture", "put image_proc's debayer before the compression"
+        )
+
+
+def _damaged(message: Any, camera: Camera, reason: str) -> MessageError:
+    found = f"{len(message.data)} bytes of {message.format} that are damaged or cut short: {reason}"
+    return _error(camera.topic, message, found, "a whole image", "look at the camera and the network")
 
 
 def _check_size(width: int, height: int, message: Any, camera: Camera) -> None:
@@ -156,14 +223,18 @@ def _check_size(width: int, height: int, message: Any, camera: Camera) -> None:
 
 
 def _unsupported(message: Any, camera: Camera, encoding: str, supported: str) -> MessageError:
-    kind = "a depth image, encoding" if any(d in encoding.lower() for d in _DEPTH_ENCODINGS) else "encoding"
-    return _error(
-        camera.topic,
-        message,
-        f"{kind} '{encoding}'",
-        f"a colour image encoded as one of {supported}",
-        "choose the camera's colour topic, or convert it with image_proc",
-    )
+    words = encoding.lower()
+    if any(depth in words for depth in _DEPTH_ENCODINGS):
+        kind, remedy = "a depth image", "the policy takes no depth: choose the camera's colour topic"
+    elif "16" in words or words.endswith("bits"):
+        kind, remedy = (
+            "more than 8 bits a channel",
+            "set the camera to 8 bits, or choose its colour topic if it is depth",
+        )
+    else:
+        kind, remedy = "another encoding", "choose the camera's colour topic, or convert it with image_proc"
+    expected = f"a colour image encoded as one of {supported}, 8 bits a channel"
+    return _error(camera.topic, message, f"{kind}, '{encoding}'", expected, remedy)
 
 
 def _error(topic: str, message: Any, found: str, expected: str, remedy: str) -> MessageError:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_SHORTEST_LEAD = 0.02  # s: several times what a controller's take-up of a message varies by
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -38,10 +40,10 @@ def drop_elapsed(chunk: Chunk, now_ns: int, minimum_lead: float | None = None) -
     Returns positions (n, dims), their times from now (n,) in s, all above `minimum_lead`, and the number
     dropped. The tail behind n_action_steps is kept. n is 0 when all have elapsed.
 
-    `minimum_lead` (s; half a step unless given) drops a row that is due too soon as well: the controller
-    starts from where the arm *is*, and making up the tracking lag within a few milliseconds is a jerk.
+    `minimum_lead` (s; half a step, or 20 ms if that is more, unless given) drops a row that is due too soon as well:
+    the controller starts from where the arm *is*, and to make up a lag or a late start in a few milliseconds is a jerk.
     """
-    lead = chunk.step_duration / 2 if minimum_lead is None else minimum_lead
+    lead = max(chunk.step_duration / 2, _SHORTEST_LEAD) if minimum_lead is None else minimum_lead
     times = (chunk.due_times_ns - now_ns) / 1e9
     dropped = int(np.searchsorted(times, lead, side="right"))
     return chunk.positions[dropped:], times[dropped:], dropped

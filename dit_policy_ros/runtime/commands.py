@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dit_policy_ros.runtime.messages import stamp_ns
-from dit_policy_ros.runtime.trajectory import Point, interpolate
+from dit_policy_ros.runtime.trajectory import Point, interpolate, positions_along
 
 _ZERO_VELOCITY = float(np.finfo(np.float32).eps)
 
@@ -86,6 +86,17 @@ class Execution:
             return _held(self.knots[-1], t_ns)
         start = self.knots[index - 1] if index else self.before
         return interpolate(start, self.knots[index], t_ns)
+
+    def positions(self, times_ns: np.ndarray) -> np.ndarray:
+        """`sample(t).position` (n, J) of many times (n,) int64 at once."""
+        stamps = np.array([self.before.time_ns, *(knot.time_ns for knot in self.knots)])
+        places = np.searchsorted(stamps[1:], times_ns, side="right")
+        positions = np.empty((len(times_ns), len(self.before.position)))
+        positions[places == len(self.knots)] = self.knots[-1].position
+        for place in np.unique(places[places < len(self.knots)]):
+            start, end, there = self.before if place == 0 else self.knots[place - 1], self.knots[place], places == place
+            positions[there] = positions_along(start, end, times_ns[there])
+        return positions
 
 
 def read_command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -11,6 +11,9 @@ import numpy as np
 from dit_policy_ros.runtime.commands import Execution
 from dit_policy_ros.runtime.trajectory import Point, Trajectory, peaks
 
+JITTER_NS = 5_000_000
+"""How much later or earlier than usual a controller takes up a message: its cycle, and what the network varies by."""
+
 _KEPT = 4  # courses remembered behind the present one: enough for the observations of a chunk, which are older than it
 
 
@@ -18,19 +21,29 @@ _KEPT = 4  # courses remembered behind the present one: enough for the observati
 class Course:
     """The reference of all action joints (J,): along a trajectory from the state before it, then held at its end.
 
-    `earlier`: what was followed before, the newest last; each was left where the next one begins.
+    `earlier`: what was followed before, the newest last; each was left where the next one begins. `origins`: the states
+    in which controllers may have begun the present trajectory.
     """
 
     joint_names: tuple[str, ...]
     execution: Execution
     earlier: tuple[Execution, ...] = ()
+    origins: tuple[Point, ...] = ()
 
     @classmethod
-    def follow(cls, trajectory: Trajectory, before: Point, now_ns: int, previous: Course | None = None) -> Self:
+    def follow(
+        cls,
+        trajectory: Trajectory,
+        before: Point,
+        now_ns: int,
+        previous: Course | None = None,
+        starts: Sequence[Point] = (),
+    ) -> Self:
         """The course of a trajectory sent at now_ns to controllers that are in the state `before` (J,) at that moment.
 
         A velocity or acceleration that `before` lacks is 0, as controllers take it. `previous`: the course left for
-        this one, to be remembered.
+        this one, to be remembered. `starts`: all states that a controller may begin in, as the gate was given them;
+        by default those of `previous`.
         """
         zeros = np.zeros_like(before.position)
         start = Point(
@@ -43,7 +56,9 @@ class Course:
         earlier = () if previous is None else (*previous.earlier, previous.execution)[-_KEPT:]
         # A clock that went back would make the past begin in the future.
         earlier = tuple(execution for execution in earlier if execution.before.time_ns < now_ns)
-        return cls(trajectory.joint_names, Execution(start, knots), earlier)
+        if previous is not None and not starts:
+            starts = previous.starts(now_ns)
+        return cls(trajectory.joint_names, Execution(start, knots), earlier, (start, *starts))
 
     @property
     def start_ns(self) -> int:
@@ -79,27 +94,66 @@ class Course:
 
     def positions(self, times_ns: Sequence[int] | np.ndarray) -> np.ndarray:
         """The positions (n, J) at each of the times (n,)."""
-        shape = (len(times_ns), len(self.joint_names))
-        return np.array([self.at(int(t_ns)).position for t_ns in times_ns], np.float64).reshape(shape)
+        times = np.asarray(times_ns, np.int64)
+        positions = np.empty((len(times), len(self.joint_names)))
+        now = times >= self.start_ns
+        positions[now] = self.execution.positions(times[now])
+        for row in np.flatnonzero(~now):
+            positions[row] = self.at(int(times[row])).position
+        return positions
 
-    def corners(self, from_ns: int, to_ns: int) -> tuple[Point, ...]:
-        """Four states between whose positions and velocities the reference stays from from_ns to to_ns.
+    def starts(self, now_ns: int) -> tuple[Point, ...]:
+        """The states (J,) in which a controller may take up what is sent at now_ns; the first is the reference itself.
 
-        A message sent at from_ns is taken up some time later, from a state that cannot be known. Whatever holds for
-        a cubic from each of these four, joint by joint, holds for one from any state on the way. Raises ValueError
-        unless to_ns lies after from_ns.
+        What is sent with stamp zero begins a little later, at the controller's next cycle. A latency that is always
+        the same moves the whole course and changes nothing; what it varies by, JITTER, does. The other four states
+        are the corners of the positions and the velocities that this leaves possible, joint by joint: what holds for
+        a cubic from each of them holds for one from any state between them, since the cubic is linear in its start.
         """
-        if to_ns <= from_ns:
-            raise ValueError(f"the time to {to_ns} ns ends before it begins at {from_ns} ns")
-        first = self.at(from_ns)
-        inner = [knot.time_ns for knot in self.execution.knots if from_ns < knot.time_ns < to_ns]
-        points = [self.at(t_ns) for t_ns in (*inner, to_ns)]
-        positions, velocities = (np.array([getattr(p, name) for p in points]) for name in ("position", "velocity"))
-        times = (np.array([*inner, to_ns], np.float64) - from_ns) / 1e9
-        extremes = peaks(first, Trajectory(self.joint_names, times, positions, velocities))
-        ways = extremes.lowest.min(axis=0), extremes.highest.max(axis=0)
-        speeds = extremes.slowest.min(axis=0), extremes.fastest.max(axis=0)
-        return tuple(Point(from_ns, way, speed) for way in ways for speed in speeds)
+        ranges = self._ranges(now_ns - JITTER_NS, now_ns + JITTER_NS)
+        lowest, highest, slowest, fastest = (np.array(values) for values in zip(*ranges, strict=True))
+        positions, velocities = (lowest.min(axis=0), highest.max(axis=0)), (slowest.min(axis=0), fastest.max(axis=0))
+        corners = [Point(now_ns, position, velocity) for position in positions for velocity in velocities]
+        return (self.at(now_ns), *corners)
+
+    def _ranges(self, from_ns: int, to_ns: int) -> Iterator[_Range]:
+        """Lowest and highest position and velocity between two times, of each way that a controller may have taken."""
+        first_knot_ns = self.execution.knots[0].time_ns
+        yield _range(self.execution, max(from_ns, self.start_ns), max(to_ns, self.start_ns))
+        if from_ns >= first_knot_ns:
+            return
+        for origin in self.origins:
+            if from_ns < self.start_ns:  # it may not have been taken up yet
+                yield origin.position, origin.position, _velocity(origin), _velocity(origin)
+            # Either the controller's first segment begins now, or with the state and time of its last cycle.
+            for begin_ns in (self.start_ns, self.start_ns - JITTER_NS):
+                way = Execution(replace(_complete(origin), time_ns=begin_ns), self.execution.knots[:1])
+                yield _range(way, max(from_ns, begin_ns), min(max(to_ns, begin_ns), first_knot_ns))
+
+
+_Range = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _range(execution: Execution, from_ns: int, to_ns: int) -> _Range:
+    """Lowest and highest position, lowest and highest velocity (J,) of a reference between two times."""
+    first = _complete(execution.sample(from_ns))
+    if to_ns <= from_ns:
+        return first.position, first.position, _velocity(first), _velocity(first)
+    inner = [knot.time_ns for knot in execution.knots if from_ns < knot.time_ns < to_ns]
+    points = [_complete(execution.sample(t_ns)) for t_ns in (*inner, to_ns)]
+    # Between two knots a part of a cubic is the cubic through its own ends.
+    part = Trajectory(
+        (),
+        (np.array([point.time_ns for point in points]) - from_ns) / 1e9,
+        np.array([point.position for point in points]),
+        np.array([point.velocity for point in points]),
+    )
+    found = peaks(first, part)
+    return found.lowest.min(axis=0), found.highest.max(axis=0), found.slowest.min(axis=0), found.fastest.max(axis=0)
+
+
+def _velocity(point: Point) -> np.ndarray:
+    return np.zeros_like(point.position) if point.velocity is None else point.velocity
 
 
 def _knot(trajectory: Trajectory, row: int, now_ns: int) -> Point:

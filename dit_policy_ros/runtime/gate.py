@@ -12,14 +12,15 @@ embodiment does not say which joints are prismatic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
 
 from dit_policy_ros.embodiment import Embodiment, JointLimits
-from dit_policy_ros.runtime.trajectory import Point, Trajectory, peaks, plan
+from dit_policy_ros.runtime.course import JITTER_NS
+from dit_policy_ros.runtime.trajectory import Peaks, Point, Trajectory, approaches, peaks, plan
 
 _ROUNDING = 1e-6  # rad (and rad/s): a limit learnt from and reached in float32 comes back this much off
 
@@ -174,7 +175,7 @@ class Gate:
         # Without a step left there is nothing to plan; the age says why.
         trajectory = plan(self._joints, rows, times, starts[0]) if len(times) else None
         refusal = (
-            self._check_spline(trajectory, starts, bounds)
+            self._check_spline(trajectory, list(starts), bounds)
             or self._check_age(len(times), observation_stamp_ns, now_ns)
             or self._check_measured_age(measured_stamp_ns, now_ns)
         )
@@ -290,42 +291,36 @@ class Gate:
         )
         return Decision(Verdict.START_TOO_FAR, reason)
 
-    def _check_spline(self, trajectory: Trajectory | None, starts: Sequence[Point], bounds: _Bounds) -> Decision | None:
+    def _check_spline(self, trajectory: Trajectory | None, starts: list[Point], bounds: _Bounds) -> Decision | None:
         """The limits at every instant of the way that a controller makes of the points, from each of the starts.
 
         No acceleration is judged here: over a fraction of a step the tracking lag is not one.
         """
         if trajectory is None:
             return None
-        for start in starts:
-            way = peaks(start, trajectory)
-            refusal = self._check_way(way.lowest, way.highest, start, bounds) or self._check_pace(
-                way.slowest, way.fastest, start, bounds
-            )
-            if refusal is not None:
-                return refusal
-        return None
+        # A controller may begin at the time of its last cycle, which lengthens the first segment.
+        first = approaches(starts, trajectory, (0.0, JITTER_NS / 1e9))
+        refusal = self._check_peaks(first, _opened(bounds, starts * 2), lambda row: 0)
+        if refusal is not None:
+            return refusal
+        found = peaks(starts[0], trajectory)
+        later = Peaks(found.lowest[1:], found.highest[1:], found.slowest[1:], found.fastest[1:])
+        return self._check_peaks(later, bounds, lambda row: row + 1)
 
-    def _check_way(self, lowest: np.ndarray, highest: np.ndarray, start: Point, bounds: _Bounds) -> Decision | None:
-        lower, upper = np.tile(bounds.lower, (len(lowest), 1)), np.tile(bounds.upper, (len(lowest), 1))
-        # Measured, or held, beyond the limit: the way back in must be open.
-        lower[0], upper[0] = np.minimum(lower[0], start.position), np.maximum(upper[0], start.position)
-        for values, bad in ((lowest, lowest < lower - _ROUNDING), (highest, highest > upper + _ROUNDING)):
+    def _check_peaks(self, found: Peaks, bounds: _Bounds, step: Callable[[int], int]) -> Decision | None:
+        """`step` tells the number of the step that a row's segment leads to."""
+        for values, bad in (
+            (found.lowest, found.lowest < bounds.lower - _ROUNDING),
+            (found.highest, found.highest > bounds.upper + _ROUNDING),
+        ):
             if bad.any():
-                step, joint = _first(bad)
-                return self._too_far_out(joint, values[step, joint], _on_the_way(step), bounds)
+                row, joint = _first(bad)
+                return self._too_far_out(joint, values[row, joint], _on_the_way(step(row)), bounds)
+        bad = found.speed > bounds.velocity + _ROUNDING
+        if bad.any():
+            row, joint = _first(bad)
+            return self._too_fast(joint, found.speed[row, joint], _on_the_way(step(row)), bounds)
         return None
-
-    def _check_pace(self, slowest: np.ndarray, fastest: np.ndarray, start: Point, bounds: _Bounds) -> Decision | None:
-        limit = np.tile(bounds.velocity, (len(slowest), 1))
-        if start.velocity is not None:
-            limit[0] = np.maximum(limit[0], np.abs(start.velocity))
-        bad = np.maximum(fastest, -slowest) > limit + _ROUNDING
-        if not bad.any():
-            return None
-        step, joint = _first(bad)
-        speed = max(slowest[step, joint], fastest[step, joint], key=abs)
-        return self._too_fast(joint, speed, _on_the_way(step), bounds)
 
     def _check_age(self, steps: int, observation_stamp_ns: int, now_ns: int) -> Decision | None:
         age = (now_ns - observation_stamp_ns) / 1e9
@@ -349,17 +344,30 @@ class Gate:
         return Decision(Verdict.INPUT_STALE, reason)
 
     def _too_fast(self, joint: int, speed: float, where: str, bounds: _Bounds) -> Decision:
-        reason = f"{self._joints[joint]} moves at {speed:.3f} {where}, the limit is {bounds.velocity[joint]:.3f}"
+        limit = float(bounds.velocity[..., joint].min())
+        reason = f"{self._joints[joint]} moves at {speed:.3f} {where}, the limit is {limit:.3f}"
         return Decision(Verdict.VELOCITY_LIMIT, reason)
 
     def _too_far_out(self, joint: int, value: float, where: str, bounds: _Bounds) -> Decision:
-        name = self._joints[joint]
-        reason = f"{name} {where} is {value:.4f}, outside [{bounds.lower[joint]}, {bounds.upper[joint]}]"
+        lower, upper = float(bounds.lower[..., joint].max()), float(bounds.upper[..., joint].min())
+        reason = f"{self._joints[joint]} {where} is {value:.4f}, outside [{lower}, {upper}]"
         return Decision(Verdict.POSITION_LIMIT, reason)
 
 
 def _outside(positions: np.ndarray, bounds: _Bounds) -> np.ndarray:
     return (positions < bounds.lower - _ROUNDING) | (positions > bounds.upper + _ROUNDING)
+
+
+def _opened(bounds: _Bounds, starts: Sequence[Point]) -> _Bounds:
+    """The limits of the way from each start, a row each: from beyond a limit back is allowed, farther out is not."""
+    positions = np.array([start.position for start in starts])
+    speeds = np.abs([np.zeros_like(start.position) if start.velocity is None else start.velocity for start in starts])
+    return replace(
+        bounds,
+        lower=np.minimum(bounds.lower, positions),
+        upper=np.maximum(bounds.upper, positions),
+        velocity=np.maximum(bounds.velocity, speeds),
+    )
 
 
 def _on_the_way(step: int) -> str:

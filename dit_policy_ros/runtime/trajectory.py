@@ -167,22 +167,52 @@ def peaks(start: Point, trajectory: Trajectory) -> Peaks:
     `start` is where it is at the trajectory's time 0, whatever its time_ns; a velocity not known is taken as 0, as
     controllers do. Raises ValueError for a trajectory with accelerations, whose quintics have no closed form.
     """
-    if trajectory.accelerations is not None:
-        raise ValueError("peaks are known of linear and cubic segments only; the trajectory carries accelerations")
-    ends = trajectory.positions
+    _refuse_quintic(trajectory)
+    ends, velocities = trajectory.positions, trajectory.velocities
     begins = np.vstack([start.position, ends[:-1]])
     duration = np.diff(trajectory.times, prepend=0.0)[:, None]
+    before = None if velocities is None else np.vstack([_velocity(start), velocities[:-1]])
+    return _segment_peaks(begins, before, ends, velocities, duration)
+
+
+def approaches(starts: Sequence[Point], trajectory: Trajectory, longer: Sequence[float] = (0.0,)) -> Peaks:
+    """The same of the first segment alone, from each of the starts: a row for each, and all again for each `longer`.
+
+    longer: s that the segment takes more than the trajectory says, as when a controller begins it at the state of its
+    last cycle.
+    """
+    _refuse_quintic(trajectory)
+    begins = np.tile([start.position for start in starts], (len(longer), 1))
+    before = np.tile([_velocity(start) for start in starts], (len(longer), 1))
+    duration = trajectory.times[0] + np.repeat(longer, len(starts))[:, None]
+    ends = np.broadcast_to(trajectory.positions[0], begins.shape)
     if trajectory.velocities is None:
+        return _segment_peaks(begins, None, ends, None, duration)
+    return _segment_peaks(begins, before, ends, np.broadcast_to(trajectory.velocities[0], begins.shape), duration)
+
+
+def _refuse_quintic(trajectory: Trajectory) -> None:
+    if trajectory.accelerations is not None:
+        raise ValueError("peaks are known of linear and cubic segments only; the trajectory carries accelerations")
+
+
+def _velocity(point: Point) -> np.ndarray:
+    return np.zeros_like(point.position) if point.velocity is None else point.velocity
+
+
+def _segment_peaks(
+    begins: np.ndarray, before: np.ndarray | None, ends: np.ndarray, after: np.ndarray | None, duration: np.ndarray
+) -> Peaks:
+    """The extremes of segments from begins (n, d), moving at `before`, to ends, at `after`; duration (n, 1)."""
+    if before is None or after is None:
         slopes = (ends - begins) / duration
         return Peaks(np.minimum(begins, ends), np.maximum(begins, ends), slopes, slopes)
-    first = np.zeros_like(start.position) if start.velocity is None else start.velocity
-    before = np.vstack([first, trajectory.velocities[:-1]])
-    cubic = _coefficients(Point(0, begins, before), Point(0, ends, trajectory.velocities), duration)
+    cubic = _coefficients(Point(0, begins, before), Point(0, ends, after), duration)
     turns = np.stack([begins, ends, *(_value(cubic, u) for u in _roots(cubic))])
     with np.errstate(divide="ignore", invalid="ignore"):
         vertex = _inside(-cubic[2] / (3 * cubic[3]))
     middle = (cubic[1] + vertex * (2 * cubic[2] + vertex * 3 * cubic[3])) / duration
-    speeds = np.stack([before, trajectory.velocities, middle])
+    speeds = np.stack([before, after, middle])
     return Peaks(turns.min(axis=0), turns.max(axis=0), speeds.min(axis=0), speeds.max(axis=0))
 
 
@@ -225,6 +255,13 @@ def interpolate(start: Point, end: Point, t_ns: int) -> Point:
         velocity = velocity * u + position
         position = position * u + coefficient
     return Point(t_ns, position, velocity / duration, acceleration / duration**2)
+
+
+def positions_along(start: Point, end: Point, times_ns: np.ndarray) -> np.ndarray:
+    """The positions (n, d) at many times (n,) int64 within one segment, as `interpolate`."""
+    duration = (end.time_ns - start.time_ns) / 1e9
+    u = (np.asarray(times_ns) - start.time_ns) / 1e9 / duration
+    return _value(_coefficients(start, end, duration), np.broadcast_to(u[:, None], (len(u), len(start.position))))
 
 
 def _coefficients(start: Point, end: Point, duration: float | np.ndarray) -> list[np.ndarray]:

@@ -49,8 +49,9 @@ def start_node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The node, and the handlers that take it to active."""
     # An argument left empty must not override the parameter file with an empty text.
     kinds = {"embodiment": str, "checkpoint": str, "recovery": str, "dry_run": bool}
-    given = {name: LaunchConfiguration(name).perform(context) for name in kinds}
-    overrides = {name: ParameterValue(value, value_type=kinds[name]) for name, value in given.items() if value}
+    arguments = {name: LaunchConfiguration(name) for name in kinds}
+    given = {name: value for name, value in arguments.items() if value.perform(context)}
+    overrides = {name: ParameterValue(value, value_type=kinds[name]) for name, value in given.items()}
     overrides["use_sim_time"] = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     node = LifecycleNode(
         package="dit_policy_ros",

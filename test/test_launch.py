@@ -218,7 +218,7 @@ class TestWithLaunch:
         assert f"out/compressed:={topic}/compressed" in arguments
         file = Path(arguments[arguments.index("--params-file") + 1])
         parameters = yaml.safe_load(file.read_text())["/left/compress_workspace"]["ros__parameters"]
-        assert parameters["qos_overrides"][topic] == {"subscription": {"reliability": "best_effort"}}
+        assert parameters[f"qos_overrides.{topic}.subscription.reliability"] == "best_effort"
         assert (parameters["in_transport"], parameters["out_transport"]) == ("raw", "compressed")
 
     def test_record_asks_for_exactly_the_embodiments_topics(self, tmp_path: Path) -> None:

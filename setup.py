@@ -29,6 +29,7 @@ setup(
         files("config", "*.yaml"),
         files("config/embodiments", "*.yaml"),
         files("config/foxglove", "*.json"),
+        files("config/plotjuggler", "*.xml"),
         files("config/rqt", "*.perspective"),
         files("checkpoints/demo", "*"),
         files("checkpoints/demo/tokenizer", "*"),

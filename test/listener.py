@@ -80,10 +80,14 @@ class Listener:
 
     def move(self, topic: str, joints: Sequence[str], positions: Sequence[float], seconds: float) -> None:
         """Publish a trajectory of one point, with stamp zero."""
-        if topic not in self._publishers:
-            self._publishers[topic] = self.node.create_publisher(JointTrajectory, topic, 10)
-        publisher = self._publishers[topic]
-        self.wait(publisher.get_subscription_count, f"a controller on {topic}")
         since = Duration(sec=int(seconds), nanosec=round(seconds % 1 * 1e9))
         point = JointTrajectoryPoint(positions=list(positions), time_from_start=since)
-        publisher.publish(JointTrajectory(joint_names=list(joints), points=[point]))
+        self.publish(topic, JointTrajectory(joint_names=list(joints), points=[point]))
+
+    def publish(self, topic: str, message: Any) -> None:
+        """Publish reliably, once somebody listens."""
+        if topic not in self._publishers:
+            self._publishers[topic] = self.node.create_publisher(type(message), topic, 10)
+        publisher = self._publishers[topic]
+        self.wait(publisher.get_subscription_count, f"a listener on {topic}")
+        publisher.publish(message)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,23 +15,33 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed; make setup brings it")
 
+from action_msgs.msg import GoalStatus
+from action_msgs.srv import CancelGoal
 from dit_policy_msgs.msg import SceneState, TrajectoryControllerState
 from dit_policy_msgs.srv import ResetScene
 from listener import Listener
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory
 
 from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.nodes.controllers import follow_trajectory
+from dit_policy_ros.nodes.conversions import trajectory_message
+from dit_policy_ros.nodes.pacing import Due, Pacer
 from dit_policy_ros.nodes.processes import Child
-from dit_policy_ros.nodes.sim_node import Due, Pacer
 from dit_policy_ros.runtime.messages import decode_image, stamp_ns
+from dit_policy_ros.runtime.trajectory import Trajectory
 from dit_policy_ros.sim.scene import ARM_JOINTS, HOME, JOINTS
 
 pytestmark = pytest.mark.ros
 
 EMBODIMENT = Embodiment.load(Path(__file__).parents[1] / "config/embodiments/sim_arm.yaml")
 CAMERAS = {camera.name: camera for camera in EMBODIMENT.cameras}
+ACTION, _ = follow_trajectory()
+ACTION_NAME = "arm_controller/follow_joint_trajectory"
 TOPICS = {
+    f"{ACTION_NAME}/_action/feedback": ACTION.Impl.FeedbackMessage,
     "workspace_camera/image_raw": Image,
     "wrist_camera/image_raw/compressed": CompressedImage,
     "joint_states": JointState,
@@ -50,7 +61,7 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listener]:
     child = Child("simulator", command(), tmp_path_factory.mktemp("sim") / "log", {"OMP_NUM_THREADS": "1"})
     listener = Listener(child, TOPICS)
     try:
-        for topic in TOPICS:
+        for topic in set(TOPICS) - {f"{ACTION_NAME}/_action/feedback"}:
             listener.wait(lambda topic=topic: listener.heard[topic], f"the first message on {topic}", 60.0)
         yield listener
         child.send(signal.SIGINT)
@@ -134,6 +145,108 @@ def test_the_gripper_has_its_own_controller(simulator: Listener) -> None:
         lambda: abs(positions(simulator.heard["joint_states"][-1])["panda_finger_joint1"] - 0.03) < 0.002,
         "the finger opens",
     )
+
+
+def trajectory(goal: np.ndarray, seconds: float) -> JointTrajectory:
+    return trajectory_message(Trajectory(ARM_JOINTS, np.array([seconds]), goal[None]))
+
+
+class Goal:
+    """A goal of the arm's action, by the action's services."""
+
+    def __init__(self, simulator: Listener, message: JointTrajectory) -> None:
+        self._simulator = simulator
+        self.id = uuid.uuid4().bytes
+        request = ACTION.Impl.SendGoalService.Request(goal=ACTION.Goal(trajectory=message))
+        request.goal_id.uuid = list(self.id)
+        self.accepted = simulator.call(
+            ACTION.Impl.SendGoalService, f"{ACTION_NAME}/_action/send_goal", request
+        ).accepted
+
+    def cancel(self) -> None:
+        request = CancelGoal.Request()
+        request.goal_info.goal_id.uuid = list(self.id)
+        answer = self._simulator.call(CancelGoal, f"{ACTION_NAME}/_action/cancel_goal", request)
+        assert [bytes(goal.goal_id.uuid) for goal in answer.goals_canceling] == [self.id]
+
+    def result(self) -> tuple[int, int, str]:
+        """Status, error_code and error_string, once the goal has ended."""
+        request = ACTION.Impl.GetResultService.Request()
+        request.goal_id.uuid = list(self.id)
+        answer = self._simulator.call(ACTION.Impl.GetResultService, f"{ACTION_NAME}/_action/get_result", request)
+        return answer.status, answer.result.error_code, answer.result.error_string
+
+
+def under_way(simulator: Listener) -> None:
+    simulator.wait(lambda: np.abs(arm(simulator.heard["joint_states"][-1]) - HOME).max() > 0.05, "the arm is under way")
+
+
+def test_the_action_follows_a_goal_and_succeeds_at_its_end(simulator: Listener) -> None:
+    reset(simulator, 3)
+    goal = np.array(HOME) + 0.15
+    sent = Goal(simulator, trajectory(goal, 0.5))
+    assert sent.accepted
+    assert sent.result() == (GoalStatus.STATUS_SUCCEEDED, 0, "")
+    assert np.abs(arm(simulator.next("joint_states")[0]) - goal).max() < 0.05
+    feedback = simulator.heard[f"{ACTION_NAME}/_action/feedback"][-1]
+    assert bytes(feedback.goal_id.uuid) == sent.id
+    assert tuple(feedback.feedback.joint_names) == ARM_JOINTS
+    assert np.abs(np.array(feedback.feedback.desired.positions) - HOME).max() > 0.05
+
+
+def test_the_action_refuses_what_the_topic_refuses(simulator: Listener) -> None:
+    message = trajectory(np.array(HOME), 0.5)
+    message.joint_names[0] = "elbow"
+    assert not Goal(simulator, message).accepted
+    assert "goal refused (unknown_joint)" in simulator.child.log.read_text()
+
+
+def test_a_canceled_goal_stops_the_arm(simulator: Listener) -> None:
+    reset(simulator, 3)
+    sent = Goal(simulator, trajectory(np.array(HOME) + 0.4, 8.0))
+    under_way(simulator)
+    sent.cancel()
+    assert sent.result()[0] == GoalStatus.STATUS_CANCELED
+    assert np.abs(arm(simulator.next("joint_states", 100)[-1]) - HOME).max() < 0.38, "not arrived"
+
+
+def test_a_newer_command_ends_the_goal(simulator: Listener) -> None:
+    for newer in ("goal", "trajectory on a topic", "positions on a topic"):
+        reset(simulator, 3)
+        sent = Goal(simulator, trajectory(np.array(HOME) + 0.4, 8.0))
+        under_way(simulator)
+        if newer == "goal":
+            assert Goal(simulator, trajectory(np.array(HOME), 0.5)).result()[0] == GoalStatus.STATUS_SUCCEEDED
+        elif newer == "trajectory on a topic":
+            simulator.move("arm_controller/joint_trajectory", ARM_JOINTS, HOME, 0.5)
+        else:
+            simulator.publish("arm_controller/commands", Float64MultiArray(data=list(HOME)))
+        status, code, text = sent.result()
+        assert (status, code) == (GoalStatus.STATUS_ABORTED, -1)
+        assert newer in text
+
+
+def test_a_target_out_of_range_aborts_the_goal(simulator: Listener) -> None:
+    reset(simulator, 3)
+    status, code, text = Goal(simulator, trajectory(np.array([*HOME[:6], 3.5]), 0.5)).result()
+    assert (status, code) == (GoalStatus.STATUS_ABORTED, -4)
+    assert "panda_joint7" in text
+
+
+def test_positions_are_the_reference_at_once(simulator: Listener) -> None:
+    reset(simulator, 3)
+    goal = np.array(HOME) + 0.02
+    simulator.publish("arm_controller/commands", Float64MultiArray(data=goal.tolist()))
+    state = simulator.wait(
+        lambda: (
+            np.allclose((state := simulator.heard["arm_controller/controller_state"][-1]).reference.positions, goal)
+            and state
+        ),
+        "the reference",
+    )
+    assert np.allclose(state.reference.velocities, 0)
+    simulator.publish("arm_controller/commands", Float64MultiArray(data=[0.0]))
+    simulator.wait(lambda: "positions refused (size_mismatch)" in simulator.child.log.read_text(), "a refusal")
 
 
 def test_a_refused_trajectory_is_logged_and_moves_nothing(simulator: Listener) -> None:

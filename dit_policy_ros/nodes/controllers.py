@@ -37,7 +37,7 @@ def message_type(name: str) -> type[Any] | None:
     """The class of a type such as "control_msgs/msg/JointTrajectoryControllerState"; None if it is not installed."""
     package, kind, message = name.split("/")
     try:
-        return getattr(import_module(f"{package}.{kind}"), message)  # type: ignore[no-any-return]
+        return getattr(import_module(f"{package}.{kind}"), message)
     except (ImportError, AttributeError):
         return None
 

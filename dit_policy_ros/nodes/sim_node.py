@@ -12,22 +12,19 @@ counts it in /diagnostics. With `publish_clock` stamps are the simulated time, w
 from __future__ import annotations
 
 import array
-import math
 import queue
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from dit_policy_msgs.msg import SceneState, TrajectoryControllerState
+from dit_policy_msgs.msg import SceneState
 from dit_policy_msgs.srv import ResetScene
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
@@ -36,18 +33,16 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from dit_policy_ros.nodes.declaration import Declaration
-from dit_policy_ros.runtime.trajectory import Point
+from dit_policy_ros.nodes.pacing import Due, Pacer
+from dit_policy_ros.nodes.sim_controllers import Commands, SimController
 from dit_policy_ros.sim import topics
 from dit_policy_ros.sim.scene import GRIPPER_JOINT, names
 from dit_policy_ros.sim.simulation import OffscreenError, Simulation
 from dit_policy_ros.sim.task import is_over_line
-from dit_policy_ros.sim.trajectory_controller import TrajectoryController
 
 _NS = 1_000_000_000
-_MAX_LAG_NS = 100_000_000
 _ANSWER_S = 5.0
 
 DECLARATIONS: tuple[Declaration, ...] = (
@@ -85,102 +80,6 @@ DECLARATIONS: tuple[Declaration, ...] = (
 )
 
 
-class Due:
-    """Which of a loop's ticks a slower stream is due at: as even as whole ticks allow, exact in the long run."""
-
-    def __init__(self, rate: float, tick_rate: float, phase: float = 0.0) -> None:
-        """`rate` and `tick_rate` in Hz; `phase`, 0 to 1, is the share of a period by which it is early."""
-        self._rate, self._tick_rate, self._phase = min(rate, tick_rate), tick_rate, phase
-        self._tick = 0
-
-    def __call__(self) -> bool:
-        """Whether the present tick is one of them, each call being the next tick."""
-        self._tick += 1
-        return self._periods(self._tick) > self._periods(self._tick - 1)
-
-    def _periods(self, tick: int) -> int:
-        return math.floor((tick - 1) * self._rate / self._tick_rate + self._phase)
-
-
-class Pacer:
-    """Keeps a loop on the steady clock: no drift, a bounded burst after a delay, and what is lost is counted."""
-
-    def __init__(self, period_ns: int, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        self._period_ns = period_ns
-        self._clock = clock
-        self._due_ns = clock()
-        self.lost_ns = 0
-
-    @property
-    def lag_ns(self) -> int:
-        """How long ago the present tick was due."""
-        return self._clock() - self._due_ns
-
-    def next(self, sleep: Callable[[float], object]) -> int:
-        """Wait with `sleep(seconds)` until the next tick is due. Returns the time given up, ns; 0 most times."""
-        self._due_ns += self._period_ns
-        lag_ns = self.lag_ns
-        if lag_ns < 0:
-            sleep(-lag_ns / _NS)
-        if lag_ns <= _MAX_LAG_NS:
-            return 0
-        self._due_ns += lag_ns
-        self.lost_ns += lag_ns
-        return lag_ns
-
-
-Command = Callable[[int], None]
-"""What to do at the start of a tick, given the tick's stamp (ns)."""
-
-
-class Controller:
-    """A trajectory controller of some of the simulation's joints, with its topics."""
-
-    def __init__(self, node: Node, simulation: Simulation, name: str, joints: Sequence[str]) -> None:
-        self._simulation = simulation
-        self._places = [simulation.joint_names.index(joint) for joint in joints]
-        self._log = node.get_logger().get_child(name)
-        options = ("interpolate_from_desired_state", "allow_partial_joints_goal")
-        self._rules = TrajectoryController(joints, **{o: node.get_parameter(o).value for o in options})
-        self._state = node.create_publisher(TrajectoryControllerState, f"{name}/controller_state", 10)
-
-    def receive(self, message: JointTrajectory, now_ns: int) -> None:
-        """Take a trajectory, or log why it is refused: the publisher hears nothing, as on a robot."""
-        rejection = self._rules.receive(message, now_ns)
-        if rejection is not None:
-            self._log.error(f"trajectory refused ({rejection.rule}): {rejection.reason}")
-
-    def reset(self) -> None:
-        """Forget the trajectory; hold the joints where the next update finds them."""
-        self._rules.reset()
-
-    def update(self, now_ns: int) -> None:
-        """One control cycle."""
-        measured = self._simulation.q[self._places], self._simulation.qd[self._places]
-        position, _, _ = self._rules.update(now_ns, *measured)
-        try:
-            self._simulation.set_targets(self._rules.joint_names, position)
-        except ValueError as error:
-            # The real controller does not look at limits either; the drives behind it fault.
-            self._log.error(f"trajectory dropped, the joints hold: {error}")
-            self._rules.reset()
-
-    def publish(self, stamp: object) -> None:
-        """Publish reference, feedback, error and output of the latest cycle."""
-        state = self._rules.state
-        if state is None:
-            return
-        message = TrajectoryControllerState(
-            joint_names=list(state.joint_names),
-            reference=_point(state.reference),
-            feedback=_point(state.feedback),
-            error=_point(state.error),
-            output=JointTrajectoryPoint(positions=state.reference.position.tolist()),
-        )
-        message.header.stamp = stamp
-        self._state.publish(message)
-
-
 class SimNode(Node):
     """`simulator`: parameters above, topics and services in `sim.topics`."""
 
@@ -193,7 +92,7 @@ class SimNode(Node):
         self._simulation.reset(self._seed)
         self._start = self._simulation.blocks()
         self._simulated_ns = 0
-        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._commands: Commands = queue.SimpleQueue()
         self._period_ns = self._period()
         self._pacer = Pacer(self._period_ns)
         self._make_controllers()
@@ -232,14 +131,12 @@ class SimNode(Node):
 
     def _make_controllers(self) -> None:
         arm = [joint for joint in self._simulation.joint_names if joint != GRIPPER_JOINT]
-        groups = {"arm_controller": (arm, topics.ARM_TRAJECTORY)}
+        groups = {topics.ARM_CONTROLLER: arm}
         if GRIPPER_JOINT in self._simulation.joint_names:
-            groups["gripper_controller"] = ([GRIPPER_JOINT], topics.GRIPPER_TRAJECTORY)
-        self._controllers = []
-        for name, (joints, topic) in groups.items():
-            controller = Controller(self, self._simulation, name, joints)
-            self._controllers.append(controller)
-            self.create_subscription(JointTrajectory, topic, partial(self._queue_trajectory, controller), 10)
+            groups[topics.GRIPPER_CONTROLLER] = [GRIPPER_JOINT]
+        self._controllers = [
+            SimController(self, self._simulation, name, joints, self._commands) for name, joints in groups.items()
+        ]
 
     def _make_publishers(self) -> None:
         rng = np.random.default_rng(self._seed)
@@ -264,9 +161,6 @@ class SimNode(Node):
 
     # --- the spinning thread: only queues ---
 
-    def _queue_trajectory(self, controller: Controller, message: JointTrajectory) -> None:
-        self._commands.put(partial(controller.receive, message))
-
     def _serve_reset(self, request: ResetScene.Request, response: ResetScene.Response) -> ResetScene.Response:
         done: Future[None] = Future()
         self._commands.put(lambda _: self._reset(request.seed, done))
@@ -283,7 +177,7 @@ class SimNode(Node):
         self._simulation.reset(seed)
         self._seed, self._start = seed, self._simulation.blocks()
         for controller in self._controllers:
-            controller.reset()
+            controller.reset("the scene was reset")
         done.set_result(None)
 
     def _tick(self) -> None:
@@ -355,15 +249,6 @@ def _message(kind: type, stamp: object, frame: str, fields: dict[str, Any]) -> A
     )
     message.header.stamp = stamp
     message.header.frame_id = frame
-    return message
-
-
-def _point(point: Point) -> JointTrajectoryPoint:
-    message = JointTrajectoryPoint(positions=point.position.tolist())
-    if point.velocity is not None:
-        message.velocities = point.velocity.tolist()
-    if point.acceleration is not None:
-        message.accelerations = point.acceleration.tolist()
     return message
 
 

@@ -15,9 +15,10 @@ from dit_policy_ros.sim.scene import JOINTS
 WORKSPACE_IMAGE = "workspace_camera/image_raw"
 WRIST_IMAGE = "wrist_camera/image_raw/compressed"
 JOINT_STATES = "joint_states"
-ARM_TRAJECTORY = "arm_controller/joint_trajectory"
-ARM_CONTROLLER_STATE = "arm_controller/controller_state"
-GRIPPER_TRAJECTORY = "gripper_controller/joint_trajectory"
+ARM_CONTROLLER, GRIPPER_CONTROLLER = "arm_controller", "gripper_controller"
+ARM_TRAJECTORY = f"{ARM_CONTROLLER}/joint_trajectory"
+ARM_CONTROLLER_STATE = f"{ARM_CONTROLLER}/controller_state"
+GRIPPER_TRAJECTORY = f"{GRIPPER_CONTROLLER}/joint_trajectory"
 INSTRUCTION = "instruction"
 SCENE_STATE = "scene_state"
 RESET_SCENE = "reset_scene"  # a service

@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start_node(log: Path, namespace: str, **parameters: object) -> Child:
-    settings = {"warmup_chunks": 1, **parameters}
+    settings = {"warmup_chunks": 1, "recovery": "automatic", **parameters}
     arguments = [word for name, value in settings.items() for word in ("-p", f"{name}:={value}")]
     command = [
         sys.executable,
@@ -120,7 +120,8 @@ def test_chunks_go_out_as_the_controller_wants_them(active) -> None:
     assert trajectory.joint_names == list(robot.embodiment.action_joints)
     assert (trajectory.header.stamp.sec, trajectory.header.stamp.nanosec) == (0, 0)
     assert times[0] > 0
-    np.testing.assert_allclose(np.diff(times), STEP_S, atol=1e-6)
+    np.testing.assert_allclose(np.diff(times)[:-1], STEP_S, atol=1e-6)
+    assert times[-1] - times[-2] >= STEP_S - 1e-6  # the last one brakes, and may take longer for it
     assert list(trajectory.points[-1].velocities) == [0.0] * 7
     assert any(abs(v) > 0 for v in trajectory.points[0].velocities)
     # horizon 16 with n_obs_steps 2 leaves 15 rows; those not dropped are all sent, the tail behind n_action_steps too
@@ -150,14 +151,11 @@ def test_chunks_follow_each_other_n_action_steps_apart_and_it_is_live(active) ->
                 stamps.append(chunk.observation_stamp.sec + chunk.observation_stamp.nanosec * 1e-9)
         return float(np.median(np.diff(stamps)))
 
-    # A busy machine makes an interval longer, never shorter; cameras at 20 Hz move an observation by 50 ms.
+    # From observation to observation it is n_action_steps less the budget, which is the machine's business.
     assert robot.set_parameter("n_action_steps", 3).successful
     short = interval_s(3)
-    assert short > 3 * STEP_S - 0.06
     assert robot.set_parameter("n_action_steps", 9).successful
-    long = interval_s(9)
-    assert long > 9 * STEP_S - 0.06
-    assert long > short + 3 * STEP_S
+    assert interval_s(9) > short + 3 * STEP_S
     assert robot.set_parameter("n_action_steps", 0).successful
 
 
@@ -266,13 +264,14 @@ def test_diagnostics_count_what_was_refused(active) -> None:
     active.silent = {"workspace"}
     refused(active, Verdict.INPUT_STALE)
 
-    def warned() -> object:
-        return [a.status[0] for a in arrays if a.status[0].level == a.status[0].WARN]
+    def told() -> object:
+        return [a.status[0] for a in arrays if a.status[0].level == a.status[0].ERROR]
 
-    status = wait_for(warned, "a warning in /diagnostics")[-1]
+    status = wait_for(told, "an error in /diagnostics")[-1]
     active.node.destroy_subscription(subscription)
     values = {pair.key: pair.value for pair in status.values}
     assert int(values["verdict.input_stale"]) >= 1
+    assert values["fault"] == "input"
     assert int(values["verdict.accepted"]) >= 1
     assert values["fast_path.transformer"].startswith("in use: the actions differ by")
     assert "ResNet" in values["fast_path.vision"]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from dit_policy_msgs.msg import ActionChunk
+from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from dit_policy_ros.runtime.trajectory import Trajectory
 
 if TYPE_CHECKING:  # the guard sends trajectories too, and must not wait for torch
-    from dit_policy_ros.runtime.pipeline import Outcome
+    from dit_policy_ros.runtime.conductor import Outcome
 
 _NS = 1_000_000_000
 
@@ -43,14 +47,29 @@ def trajectory_message(trajectory: Trajectory) -> JointTrajectory:
     return message
 
 
+def joint_state_message(
+    joint_names: Sequence[str], positions: np.ndarray, velocities: np.ndarray | None, stamp_ns: int
+) -> JointState:
+    """Positions (J,) and, where known, velocities (J,) of some joints at one moment."""
+    message = JointState(name=list(joint_names), position=positions.tolist())
+    message.header.stamp = time_message(stamp_ns)
+    if velocities is not None:
+        message.velocity = velocities.tolist()
+    return message
+
+
 def action_chunk_message(outcome: Outcome, now_ns: int) -> ActionChunk:
     """An outcome, sent or refused, as the message that `~/action_chunk` publishes."""
+    request, chunk, seam = outcome.request, outcome.chunk, outcome.seam
     message = ActionChunk(verdict=int(outcome.decision.verdict), reason=outcome.decision.reason)
     message.header.stamp = time_message(now_ns)
-    message.sequence = outcome.request.sequence
-    message.instruction = outcome.request.instruction
-    message.n_action_steps = outcome.request.n_action_steps
-    chunk = outcome.chunk
+    message.sequence = request.sequence
+    message.instruction = request.instruction
+    message.n_action_steps = request.n_action_steps
+    message.sent = outcome.sent
+    message.clamped = outcome.clamped
+    jump = (seam.position, seam.velocity, seam.acceleration) if seam is not None else (math.nan,) * 3
+    message.seam_position, message.seam_velocity, message.seam_acceleration = jump
     if chunk is not None:
         steps, dims = chunk.positions.shape
         message.observation_stamp = time_message(chunk.observation_stamp_ns)
@@ -59,5 +78,7 @@ def action_chunk_message(outcome: Outcome, now_ns: int) -> ActionChunk:
         message.positions = chunk.positions.ravel().tolist()
         message.step_duration = duration_message(chunk.step_duration)
         message.steps_dropped = outcome.steps_dropped
+        message.steps_committed = outcome.steps_committed
+        message.joining = request.joining
         message.inference_duration = duration_message(chunk.inference_duration)
     return message

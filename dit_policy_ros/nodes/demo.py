@@ -125,6 +125,7 @@ def children(options: argparse.Namespace, stack: ExitStack) -> list[Child]:
     simulator = [*python, "dit_policy_ros.nodes.sim_node", "--ros-args", "-p", f"scene_state_rate:={_FPS}.0"]
     simulator += ["-p", f"blank_images:={str(options.control == 'blank_images').lower()}"]
     policy = [*python, "dit_policy_ros.nodes.policy_node", "--ros-args", "-p", f"checkpoint:={options.checkpoint}"]
+    policy += ["-p", "recovery:=automatic"]
     started = []
     for name, command in (("simulator", simulator), ("policy node", policy)):
         log = options.output / f"{name.replace(' ', '_')}.log"

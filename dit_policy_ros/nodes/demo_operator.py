@@ -21,8 +21,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
+from dit_policy_ros.nodes.account import STALE_VERDICTS
 from dit_policy_ros.nodes.demo_report import Episode, Referee, Snapshot
-from dit_policy_ros.nodes.diagnostics import STALE_VERDICTS
 from dit_policy_ros.nodes.processes import Child
 from dit_policy_ros.runtime.gate import Verdict
 from dit_policy_ros.runtime.messages import stamp_ns

@@ -1,48 +1,76 @@
-"""What the node has done and how it fares, as a `/diagnostics` message and as a `PolicyStatus`.
+"""How the node fares, as a `/diagnostics` message: one line a state, with everything counted and measured.
 
 Everything refused is counted by its verdict, so a chunk that was not sent can be seen without reading a log.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 
+import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from dit_policy_ros.nodes.account import Account
+from dit_policy_ros.nodes.beat import Beat
 from dit_policy_ros.policy.engine import PathReport
-from dit_policy_ros.runtime.gate import Decision, Verdict
+from dit_policy_ros.runtime.gate import Verdict
+from dit_policy_ros.runtime.streams import StreamStatistics
 
-STALE_VERDICTS = frozenset({Verdict.INPUT_MISSING, Verdict.INPUT_STALE})
+
+def diagnostic_array(stamp: object, name: str, state: str, account: Account, values: dict[str, str]) -> DiagnosticArray:
+    """One DiagnosticStatus: ERROR with a fault, WARN when the last decision was to refuse, otherwise OK.
+
+    `stamp` is a builtin_interfaces/Time, `state` the lifecycle state's label, `values` further key-value pairs.
+    """
+    level, message = DiagnosticStatus.OK, state
+    if account.fault is not None:
+        level, message = DiagnosticStatus.ERROR, account.fault.reason
+    elif account.running and not account.last.accepted:
+        level, message = DiagnosticStatus.WARN, account.last.reason
+    status = DiagnosticStatus(level=level, name=name, message=message, hardware_id=values.get("embodiment", ""))
+    pairs = {"state": state} | values | account_values(account)
+    status.values = [KeyValue(key=key, value=value) for key, value in pairs.items()]
+    array = DiagnosticArray(status=[status])
+    array.header.stamp = stamp
+    return array
 
 
-@dataclass
-class Tally:
-    """Decisions since activation: how many of each verdict, and the last one."""
+def account_values(account: Account) -> dict[str, str]:
+    """What the motion has done, latencies in s."""
+    values = {
+        "moving": str(account.moving),
+        "fault": account.fault.fault.name.lower() if account.fault is not None else "none",
+        "faults": str(account.faults),
+        "inference_p50": f"{account.latency_p50:.4f}",
+        "inference_p95": f"{account.latency_p95:.4f}",
+        "inference_p99": f"{account.latency_p99:.4f}",
+        "own_cpu_p50": f"{account.own_cpu_p50:.5f}",
+        "budget_steps": f"{account.budget_steps:.2f}",
+        "deadlines_missed": str(account.deadlines_missed),
+        "consecutive_rejections": str(account.consecutive_rejections),
+        "clamped": str(account.clamped),
+    }
+    return values | {f"verdict.{verdict.name.lower()}": str(account.verdicts[verdict]) for verdict in Verdict}
 
-    by_verdict: Counter[Verdict] = field(default_factory=Counter)
-    last: Decision = field(default_factory=lambda: Decision(Verdict.ACCEPTED, ""))
 
-    def add(self, decision: Decision) -> None:
-        """Count one decision."""
-        self.by_verdict[decision.verdict] += 1
-        self.last = decision
+def input_values(statistics: Mapping[str, StreamStatistics]) -> dict[str, str]:
+    """Each stream's rate (Hz), age (s) and counts, as `input.<name>.<what>`."""
+    values = {}
+    for name, stream in statistics.items():
+        values[f"input.{name}.rate"] = f"{stream.rate:.1f}"
+        values[f"input.{name}.age"] = f"{stream.age:.3f}"
+        for what in ("received", "late", "duplicates", "before_reset", "resets"):
+            values[f"input.{name}.{what}"] = str(getattr(stream, what))
+    return values
 
-    @property
-    def sent(self) -> int:
-        """Chunks that went to the controllers."""
-        return self.by_verdict[Verdict.ACCEPTED]
 
-    @property
-    def stale(self) -> int:
-        """Times no chunk was sampled because an input was missing or too old."""
-        return sum(self.by_verdict[verdict] for verdict in STALE_VERDICTS)
-
-    @property
-    def rejected(self) -> int:
-        """Chunks refused for any other reason."""
-        return sum(self.by_verdict.values()) - self.sent - self.stale
+def beat_values(beat: Beat) -> dict[str, str]:
+    """How late the beat's calls are (s), with inference running and without."""
+    values = {"beat.missed": str(beat.missed), "beat.errors": str(beat.errors)}
+    for when, busy in (("idle", False), ("inference", True)):
+        for percentile in (50, 99):
+            values[f"beat.lateness_p{percentile}.{when}"] = f"{beat.lateness(percentile, busy):.6f}"
+    return values
 
 
 def path_values(reports: Iterable[PathReport]) -> dict[str, str]:
@@ -50,21 +78,9 @@ def path_values(reports: Iterable[PathReport]) -> dict[str, str]:
     return {f"fast_path.{report.name}": str(report) for report in reports}
 
 
-def diagnostic_array(stamp: object, name: str, state: str, tally: Tally, values: dict[str, str]) -> DiagnosticArray:
-    """One DiagnosticStatus: OK when the last decision was to send, WARN when it was to refuse, with all counts.
-
-    `stamp` is a builtin_interfaces/Time, `state` the lifecycle state's label, `values` further key-value pairs.
-    """
-    refusing = state == "active" and tally.last.verdict is not Verdict.ACCEPTED
-    status = DiagnosticStatus(
-        level=DiagnosticStatus.WARN if refusing else DiagnosticStatus.OK,
-        name=name,
-        message=tally.last.reason if refusing else state,
-        hardware_id=values.get("embodiment", ""),
-    )
-    counts = {f"verdict.{verdict.name.lower()}": str(tally.by_verdict[verdict]) for verdict in Verdict}
-    pairs = {"state": state} | values | counts
-    status.values = [KeyValue(key=key, value=value) for key, value in pairs.items()]
-    array = DiagnosticArray(status=[status])
-    array.header.stamp = stamp
-    return array
+def memory_values(device: str) -> dict[str, str]:
+    """GPU memory that the policy holds, and the most it ever held, in MB; empty on a CPU."""
+    if not device.startswith("cuda"):
+        return {}
+    used, most = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    return {"gpu_memory_mb": f"{used / 1e6:.1f}", "gpu_memory_max_mb": f"{most / 1e6:.1f}"}

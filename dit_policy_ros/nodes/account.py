@@ -1,0 +1,52 @@
+"""How the motion stands and what it has done, taken at one moment for the status and the diagnostics."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from dit_policy_ros.runtime.faults import Trouble
+from dit_policy_ros.runtime.gate import Decision, Verdict
+
+STALE_VERDICTS = frozenset({Verdict.INPUT_MISSING, Verdict.INPUT_STALE})
+
+
+@dataclass(frozen=True)
+class Account:
+    """How the motion stands and what it has done since its start, all at one moment. Latencies in s, NaN before any."""
+
+    running: bool
+    moving: bool
+    fault: Trouble | None
+    verdicts: Counter[Verdict]
+    last: Decision
+    consecutive_rejections: int
+    deadlines_missed: int
+    clamped: int
+    faults: int
+    budget_steps: float
+    latency_p50: float
+    latency_p95: float
+    latency_p99: float
+    own_cpu_p50: float  # s of CPU that a chunk costs beside encoder and denoising
+
+    @property
+    def accepted(self) -> int:
+        """Chunks sent to the controllers, or that would have been but for a dry run."""
+        return self.verdicts[Verdict.ACCEPTED]
+
+    @property
+    def stale(self) -> int:
+        """Times no chunk was sampled because an input was missing or too old."""
+        return sum(self.verdicts[verdict] for verdict in STALE_VERDICTS)
+
+    @property
+    def refused(self) -> int:
+        """Chunks refused for any other reason."""
+        return sum(self.verdicts.values()) - self.accepted - self.stale
+
+
+NOTHING_DONE = Account(
+    False, False, None, Counter(), Decision(Verdict.ACCEPTED), 0, 0, 0, 0, 0.0, math.nan, math.nan, math.nan, math.nan
+)

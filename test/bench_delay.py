@@ -115,9 +115,7 @@ def main() -> int:
             table[joining, delay] = figures(
                 [loop.run(FIRST_SEED + number, settings) for number in range(options.episodes)]
             )
-    how = (
-        f"{options.episodes} unseen scenes each, closed loop in simulated time, own latency {OWN_LATENCY * 1e3:.0f} ms"
-    )
+    how = f"{options.episodes} unseen scenes each, closed loop, simulated time, own latency {OWN_LATENCY * 1e3:.0f} ms"
     rows: list[Row] = judged(table, how)
     for (joining, delay), values in table.items():
         for name, value in values.items():

@@ -11,7 +11,7 @@ _SHORTEST_LEAD = 0.02  # s: several times what a controller's take-up of a messa
 
 @dataclass(frozen=True)
 class Chunk:
-    """Row j of `positions` is where the joints should be at observation_stamp + (j + 1) * step_duration.
+    """Row j of `positions` is where the joints should be at begin_ns + (j + 1) * step_duration.
 
     positions: (steps, dims) float64, absolute, rad, in the order of joint_names; durations in s. The first
     n_action_steps rows are executed before the next chunk takes over, the rest is the spare tail that the
@@ -26,12 +26,21 @@ class Chunk:
     n_action_steps: int
     instruction: str
     inference_duration: float
+    rested_ns: int = 0
+
+    @property
+    def begin_ns(self) -> int:
+        """When the chunk begins: with its observation, or as much later as the arm has rested since.
+
+        A resting arm is where it was observed, and need not hurry through the steps that inference took.
+        """
+        return self.observation_stamp_ns + self.rested_ns
 
     @property
     def due_times_ns(self) -> np.ndarray:
         """(steps,) int64: when each row is due, on the clock that stamped the observation."""
         steps = np.arange(1, len(self.positions) + 1)
-        return self.observation_stamp_ns + np.rint(steps * self.step_duration * 1e9).astype(np.int64)
+        return self.begin_ns + np.rint(steps * self.step_duration * 1e9).astype(np.int64)
 
 
 def drop_elapsed(chunk: Chunk, now_ns: int, minimum_lead: float | None = None) -> tuple[np.ndarray, np.ndarray, int]:

@@ -379,6 +379,9 @@ class Conductor:
             measured = self._measured(now_ns)
         except (ObservationError, MessageError) as error:
             return replace(outcome, decision=Decision(Verdict[error.code], str(error)))
+        if outcome.request.course is None:
+            # Whatever is in force now began after the request, and only a stop can have.
+            chunk = replace(chunk, rested_ns=max(0, now_ns - chunk.observation_stamp_ns))
         rows, times, dropped = drop_elapsed(chunk, now_ns)
         clamped = 0
         if self._settings.clamp:
@@ -395,6 +398,7 @@ class Conductor:
         return replace(
             outcome,
             decision=admission.decision,
+            chunk=chunk,
             steps_dropped=dropped,
             trajectory=trajectory,
             sent=trajectory is not None and not self._settings.dry_run,
@@ -413,7 +417,7 @@ class Conductor:
             start = self.course.at(now_ns) if self.course is not None else self._measured(now_ns)
             self.course = Course.follow(outcome.trajectory, start, now_ns, self.course)
         self.chunk = chunk
-        self._takeover_ns = chunk.observation_stamp_ns + round(chunk.n_action_steps * chunk.step_duration * _NS)
+        self._takeover_ns = chunk.begin_ns + round(chunk.n_action_steps * chunk.step_duration * _NS)
         self._retry_ns = None
         counts.consecutive_rejections = 0
         counts.clamped += outcome.clamped

@@ -107,7 +107,7 @@ class ChunkPipeline:
         n_obs_steps = self._engine.policy.config.n_obs_steps
         rng = np.random.default_rng(0)
         images: dict[str, Sequence[np.ndarray]] = {
-            camera.name: rng.integers(0, 256, (n_obs_steps, 3, camera.height, camera.width), dtype=np.uint8)
+            camera.name: [*rng.integers(0, 256, (n_obs_steps, 3, camera.height, camera.width), dtype=np.uint8)]
             for camera in self._embodiment.cameras
         }
         state = rng.normal(size=(n_obs_steps, len(self._embodiment.state.joints))).astype(np.float32)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -203,8 +205,8 @@ def test_memory_is_bounded() -> None:
     for k in range(20_000):
         buffer.add("joint_states", T0 + k * 10 * MS, joints(T0 + k * 10 * MS, k))
     kept = len(buffer._state.samples)
-    # max_age 0.2 + slowest stream 0.3 + one step 0.1 + slack 1.0 = 1.6 s at 100 Hz
-    assert kept == 161
+    # max_age 0.2 + slowest stream 0.3 + one step 0.1 + slack 1.0 = 1.6 s at 100 Hz, and one before
+    assert kept == 162
 
 
 def test_what_is_kept_suffices_for_the_slowest_window() -> None:
@@ -297,3 +299,230 @@ def test_callbacks_and_inference_may_run_at_once() -> None:
 def test_zero_observation_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="n_obs_steps is 0"):
         ObservationBuffer(ROBOT, 0)
+
+
+def test_cameras_stamped_too_far_apart_are_refused_by_name() -> None:
+    buffer = ObservationBuffer(replace(ROBOT, max_camera_skew=0.1), 2)
+    add(buffer, *[e for e in recording(1000) if e[0] != "top/image_raw" or stamp_ns(e[1]) <= T0 + 600 * MS])
+    # As of 699 ms the wrist's is of 630 ms, 30 ms after the top's last; as of 770 ms it is of 770 ms.
+    assert buffer.window(T0 + 699 * MS).ages["top"] == pytest.approx(0.099)
+    for sample in (buffer.window, buffer.frame):
+        with pytest.raises(ObservationError) as caught:
+            sample(T0 + 770 * MS)
+        assert caught.value.code == "INPUT_SKEWED"
+        for word in ("camera 'top' is 0.170 s behind camera 'wrist'", "0.1 s", "max_camera_skew", "its rate"):
+            assert word in str(caught.value)
+
+
+def test_the_skew_allowed_is_allowed() -> None:
+    buffer = ObservationBuffer(replace(ROBOT, max_camera_skew=0.1), 1)
+    add(buffer, ("joint_states", joints(T0, 0)), ("top/image_raw", top(T0, 0)))
+    add(buffer, ("wrist/compressed", wrist(T0 - 100 * MS, 0)))
+    buffer.window(T0)
+    buffer = ObservationBuffer(replace(ROBOT, max_camera_skew=0.1), 1)
+    add(buffer, ("joint_states", joints(T0, 0)), ("top/image_raw", top(T0, 0)))
+    add(buffer, ("wrist/compressed", wrist(T0 - 100 * MS - 1, 0)))
+    with pytest.raises(ObservationError, match=r"camera 'wrist' is 0\.100 s behind camera 'top'"):
+        buffer.window(T0)
+
+
+def test_rate_and_age_of_a_stream_and_of_one_that_stopped() -> None:
+    buffer = filled(duration_ms=3000)
+    now = buffer.statistics(T0 + 3000 * MS)
+    assert {name: stream.rate for name, stream in now.items()} == pytest.approx(
+        {"top": 1 / 0.06, "wrist": 1 / 0.07, "state": 100}
+    )
+    assert {name: stream.age for name, stream in now.items()} == pytest.approx(
+        {"top": 0.06, "wrist": 0.06, "state": 0.01}
+    )
+    later = buffer.statistics(T0 + 8000 * MS)["top"]
+    assert (later.rate, later.age) == (0.0, pytest.approx(5.06))
+    never = ObservationBuffer(ROBOT, 2).statistics(T0)["top"]
+    assert never.rate == 0.0
+    assert np.isnan(never.age)
+
+
+def test_frames_ahead_are_those_of_a_chunk_that_starts_now_and_shared_with_it() -> None:
+    buffer = filled(n_obs_steps=2)
+    ahead = list(buffer.frames_ahead(T0 + 600 * MS))
+    assert [frame.camera for frame in ahead] == ["top", "wrist", "top", "wrist"]
+    window = buffer.latest(T0 + 600 * MS)
+    for camera in ("top", "wrist"):
+        frames = [frame for frame in ahead if frame.camera == camera]
+        assert tuple(frame.stamp_ns for frame in frames) == window.image_stamps_ns[camera]
+        assert all(frame.image is image for frame, image in zip(frames, window.images[camera], strict=True))
+
+
+def test_frames_ahead_are_decoded_as_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+
+    def counting(message: Any, camera: Camera) -> np.ndarray:
+        decoded.append(stamp_ns(message))
+        return decode_image(message, camera)
+
+    monkeypatch.setattr(observations, "decode_image", counting)
+    frames = filled().frames_ahead(T0 + 600 * MS)
+    for count in range(1, 5):
+        next(frames)
+        assert len(decoded) == count
+
+
+def test_frames_ahead_leave_out_what_the_chunk_will_be_refused_for() -> None:
+    buffer = filled()  # newest common instant 540 ms: as of 440 ms 420 and 420, as of 540 ms 540 and 490
+    buffer._cameras[1].samples[-2].message.data = b""
+    assert buffer._cameras[1].samples[-2].stamp_ns == T0 + 490 * MS
+    assert [(frame.camera, frame.stamp_ns - T0) for frame in buffer.frames_ahead(T0 + 600 * MS)] == [
+        ("top", 420 * MS),
+        ("wrist", 420 * MS),
+        ("top", 540 * MS),
+    ]
+    assert list(ObservationBuffer(ROBOT, 2).frames_ahead(T0)) == []
+    short = filled(n_obs_steps=2, duration_ms=70)
+    assert [frame.stamp_ns - T0 for frame in short.frames_ahead(T0 + 70 * MS)] == [0, 0]
+
+
+def test_arrivals_are_what_came_since_and_all_after_the_clocks_went_back() -> None:
+    buffer = filled(duration_ms=100)
+    first = buffer.arrivals({}, epoch=-1)
+    assert {name: [t - T0 for t, _ in came] for name, came in first.messages.items()} == {
+        "top": [0, 60 * MS],
+        "wrist": [0, 70 * MS],
+        "state": [ms * MS for ms in range(0, 100, 10)],
+    }
+    since = {"top": T0 + 60 * MS, "wrist": T0, "state": T0 + 80 * MS}
+    second = buffer.arrivals(since, first.epoch)
+    assert {name: [t - T0 for t, _ in came] for name, came in second.messages.items()} == {
+        "top": [],
+        "wrist": [70 * MS],
+        "state": [90 * MS],
+    }
+    add(buffer, ("joint_states", joints(T0 + 90 * MS, 0)), ("joint_states", joints(T0 - 5000 * MS, 0)))
+    third = buffer.arrivals(since, first.epoch)
+    assert third.epoch != first.epoch
+    assert third.duplicates == {"top": 0, "wrist": 0, "state": 1}
+    assert [t - T0 for t, _ in third.messages["state"]] == [-5000 * MS]
+
+
+def test_messages_of_before_a_reset_are_dropped_and_told() -> None:
+    buffer = filled(duration_ms=3000)
+    add(buffer, ("joint_states", joints(T0, 0)))
+    for ms in (2990, 3000):
+        add(buffer, ("top/image_raw", top(T0 + ms * MS, 0)))
+    assert buffer.statistics()["top"].before_reset == 2
+    with pytest.raises(ObservationError, match=r"top/image_raw.*no message since the clocks went backwards but 2"):
+        buffer.latest(T0)
+    add(buffer, ("top/image_raw", top(T0, 1)), ("wrist/compressed", wrist(T0, 1)))
+    assert buffer.frame(T0)["observation.images.top"].max() == 1
+    # Settled: a stream may then run ahead, as any stream that jumps forward does.
+    add(buffer, ("top/image_raw", top(T0 + 3000 * MS, 0)))
+    assert buffer.statistics()["top"].before_reset == 2
+
+
+@dataclass
+class BruteForce:
+    """All messages since the clocks went back, searched one by one: stamp -> the first message's value, by topic."""
+
+    robot: Embodiment
+    n_obs_steps: int
+    kept: dict[str, dict[int, int]] = field(default_factory=dict)
+
+    def add(self, topic: str, stamp: int, value: int) -> None:
+        kept = self.kept.setdefault(topic, {})
+        if kept and stamp < max(kept) - 10**9:
+            self.kept = {topic: {stamp: value}}
+        else:
+            kept.setdefault(stamp, value)
+
+    def newest(self) -> dict[str, int]:
+        return {topic: max(kept) for topic, kept in self.kept.items()}
+
+    def window(self, t_ns: int) -> list[dict[str, int]] | str:
+        """{topic: value} of each step, the earliest first; or the code of what is wrong."""
+        frames = []
+        for step in range(self.n_obs_steps):
+            frame, stamps = {}, {}
+            as_of = t_ns - round(step * 1e9 / self.robot.fps)
+            for sensor in [*self.robot.cameras, self.robot.state]:
+                known = [stamp for stamp in self.kept.get(sensor.topic, {}) if stamp <= as_of]
+                if not known:
+                    return "INPUT_MISSING"
+                if as_of - max(known) > round(sensor.max_age * 1e9):
+                    return "INPUT_STALE"
+                stamps[sensor.topic] = max(known)
+                frame[sensor.topic] = self.kept[sensor.topic][max(known)]
+            frames.append((frame, [stamps[camera.topic] for camera in self.robot.cameras]))
+        skews = frames[0][1]
+        if max(skews) - min(skews) > round(self.robot.max_camera_skew * 1e9):
+            return "INPUT_SKEWED"
+        return [frame for frame, _ in reversed(frames)]
+
+
+def outcome(buffer: ObservationBuffer, t_ns: int) -> list[dict[str, int]] | str:
+    try:
+        window = buffer.window(t_ns)
+    except ObservationError as error:
+        return error.code
+    steps = zip(values(window, "top"), values(window, "wrist"), window.state[:, 0], strict=True)
+    return [{"top/image_raw": a, "wrist/compressed": b, "joint_states": int(c)} for a, b, c in steps]
+
+
+MAKE = {"top/image_raw": top, "wrist/compressed": wrist, "joint_states": joints}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_window_is_what_a_search_through_everything_finds(seed: int) -> None:
+    """Streams with jitter, gaps, late, doubled and looped messages, and clocks that jump back and forward."""
+    rng = random.Random(seed)
+    robot = replace(ROBOT, max_camera_skew=rng.choice([0.03, 0.1, 0.3]))
+    buffer, everything = ObservationBuffer(robot, 3), BruteForce(robot, 3)
+    seen: Counter[str] = Counter()
+    clock = T0
+    for step in range(1500):
+        clock += rng.randrange(30) * MS
+        if rng.random() < 0.004:
+            clock += rng.choice([-4000, -1500, 700, 5000]) * MS
+        topic = rng.choice(list(MAKE))
+        late = rng.choice([0, 0, 0, 0, 0, 50, 300]) * MS
+        stamp = clock - late - clock % (10 * MS)  # of a raster, so that stamps double
+        add(buffer, (topic, MAKE[topic](stamp, step % 251)))
+        everything.add(topic, stamp, step % 251)
+        common = min(everything.newest().values())
+        for t_ns in (common, common + rng.randrange(300) * MS, common - rng.randrange(300) * MS):
+            if max(everything.newest().values()) - t_ns > 10**9:
+                continue  # so old that not all of it is kept
+            expected = everything.window(t_ns)
+            assert outcome(buffer, t_ns) == expected
+            seen[expected if isinstance(expected, str) else "window"] += 1
+    assert seen["window"] > 300, seen
+    assert seen.keys() >= {"INPUT_MISSING", "INPUT_STALE"}, seen
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_window_mixes_what_was_before_a_jump_back_with_what_came_after(seed: int) -> None:
+    """Each stream is delayed by its own way, so old messages of one come after new ones of another."""
+    rng = random.Random(seed)
+    back = rng.uniform(1.5, 4.0)
+    jump = 3.0  # s after the start
+    sent: list[tuple[float, int, str, int]] = []  # arrival in s, stamp, topic, 1 before the jump and 2 after
+    for topic, period in (("top/image_raw", 0.06), ("wrist/compressed", 0.07), ("joint_states", 0.01)):
+        # A stream may come back late; if all did, no more than a late message could be seen of the jump.
+        delay, silence = rng.uniform(0, 0.3), rng.choice([0.0, 2.0]) if period > 0.01 else 0.0
+        for k in range(round(7 / period)):
+            moment = k * period
+            if jump <= moment < jump + silence:
+                continue
+            before = moment < jump
+            stamp = T0 + round((moment if before else moment - back) * 1e9)
+            sent.append((moment + delay, stamp, topic, 1 if before else 2))
+    buffer = ObservationBuffer(ROBOT, 2)
+    mixed = set()
+    for _, stamp, topic, age in sorted(sent):
+        add(buffer, (topic, MAKE[topic](stamp, age)))
+        newest = [stream.newest_ns for stream in buffer._streams.values() if stream.newest_ns]
+        for t_ns in newest:
+            got = outcome(buffer, t_ns)
+            if not isinstance(got, str):
+                ages = {value for frame in got for value in frame.values()}
+                assert len(ages) == 1, (got, t_ns - T0)
+                mixed |= ages
+    assert mixed == {1, 2}  # windows were had before and after

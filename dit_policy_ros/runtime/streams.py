@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass
 class Stream:
-    """The messages of one topic stamped within the last `keep_ns` before the newest, in the order of their stamps."""
+    """The messages of one topic stamped within `keep_ns` before the newest, and one before, in the order of stamps."""
 
     name: str
     topic: str
@@ -77,8 +77,9 @@ class Stream:
         else:
             self._insert(sample)
         oldest_ns = samples[-1].stamp_ns - self.keep_ns
-        if samples[0].stamp_ns < oldest_ns:
-            del samples[: bisect_left(samples, oldest_ns, key=_stamp)]
+        # One older than that stays: after a gap it tells that the stream is stale, and not that it never was.
+        if len(samples) > 1 and samples[1].stamp_ns < oldest_ns:
+            del samples[: bisect_left(samples, oldest_ns, key=_stamp) - 1]
 
     def _insert(self, sample: Sample) -> None:
         index = bisect_left(self.samples, sample.stamp_ns, key=_stamp)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 
@@ -20,7 +20,7 @@ _POLL = 0.5  # s between looks at whether the main thread has ended without clos
 class _Request:
     work: Callable[[], object]
     timed: bool
-    submitted: float  # time.perf_counter()
+    submitted: float  # perf_counter()
 
 
 class InferenceWorker:
@@ -57,7 +57,7 @@ class InferenceWorker:
             if self._closed:
                 raise RuntimeError("the inference worker is closed")
             self._replaced += self._pending is not None
-            self._pending = _Request(work, timed, time.perf_counter())
+            self._pending = _Request(work, timed, perf_counter())
             self._offered = None
             self._changed.notify_all()
 
@@ -129,7 +129,7 @@ class InferenceWorker:
             except BaseException as raised:  # delivered, whatever it is: the thread must outlive it
                 error = raised
             if request.timed and error is None:
-                self._record(time.perf_counter() - request.submitted)
+                self._record(perf_counter() - request.submitted)
             try:
                 self._on_result(result, error)
             except Exception:

@@ -20,6 +20,7 @@ from dit_policy_ros.runtime.faults import Trouble
 from dit_policy_ros.runtime.trajectory import Point, Trajectory
 
 COMMANDS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+_UNKNOWN = "_NODE_NAME_UNKNOWN_"  # discovery tells of a subscription first, and of its node a moment later
 _REMEMBERED = 256  # sent messages: half a second of a stream at 500 Hz, in which each must have come back to us
 
 
@@ -107,6 +108,5 @@ def count_listeners(node: Node, publisher: Publisher) -> int:
     """Subscriptions of a publisher's topic that carry commands out; asks the graph, some 50 us for each of them."""
     ours = node.get_name(), node.get_namespace()
     infos = node.get_subscriptions_info_by_topic(publisher.topic_name)
-    return sum(
-        (info.node_name, info.node_namespace) != ours and not info.node_name.startswith(OBSERVERS) for info in infos
-    )
+    others = [info.node_name for info in infos if (info.node_name, info.node_namespace) != ours]
+    return sum(not name.startswith((*OBSERVERS, _UNKNOWN)) for name in others)

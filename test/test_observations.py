@@ -403,6 +403,22 @@ def test_arrivals_are_what_came_since_and_all_after_the_clocks_went_back() -> No
     assert [t - T0 for t, _ in third.messages["state"]] == [-5000 * MS]
 
 
+def test_a_clock_that_jumps_forward_makes_what_was_before_stale() -> None:
+    buffer = filled(duration_ms=1000)
+    with pytest.raises(ObservationError, match="or this one jumped forward") as caught:
+        buffer.latest(T0 + 60_000 * MS)  # this clock alone
+    assert caught.value.code == "INPUT_STALE"
+    for ms in (60_000, 60_060, 60_090):
+        for topic, make in MAKE.items():
+            add(buffer, (topic, make(T0 + ms * MS, 0)))
+    with pytest.raises(ObservationError, match=r"newest message is 59\.030 s old") as caught:
+        buffer.latest(T0 + 60_090 * MS)  # the step before is from before the jump
+    assert caught.value.code == "INPUT_STALE"
+    for topic, make in MAKE.items():
+        add(buffer, (topic, make(T0 + 60_100 * MS, 0)))
+    assert buffer.latest(T0 + 60_100 * MS).image_stamps_ns["top"] == (T0 + 60_000 * MS, T0 + 60_100 * MS)
+
+
 def test_messages_of_before_a_reset_are_dropped_and_told() -> None:
     buffer = filled(duration_ms=3000)
     add(buffer, ("joint_states", joints(T0, 0)))
@@ -469,7 +485,7 @@ def outcome(buffer: ObservationBuffer, t_ns: int) -> list[dict[str, int]] | str:
 MAKE = {"top/image_raw": top, "wrist/compressed": wrist, "joint_states": joints}
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_a_window_is_what_a_search_through_everything_finds(seed: int) -> None:
     """Streams with jitter, gaps, late, doubled and looped messages, and clocks that jump back and forward."""
     rng = random.Random(seed)
@@ -477,7 +493,7 @@ def test_a_window_is_what_a_search_through_everything_finds(seed: int) -> None:
     buffer, everything = ObservationBuffer(robot, 3), BruteForce(robot, 3)
     seen: Counter[str] = Counter()
     clock = T0
-    for step in range(1500):
+    for step in range(1000):
         clock += rng.randrange(30) * MS
         if rng.random() < 0.004:
             clock += rng.choice([-4000, -1500, 700, 5000]) * MS
@@ -493,7 +509,7 @@ def test_a_window_is_what_a_search_through_everything_finds(seed: int) -> None:
             expected = everything.window(t_ns)
             assert outcome(buffer, t_ns) == expected
             seen[expected if isinstance(expected, str) else "window"] += 1
-    assert seen["window"] > 300, seen
+    assert seen["window"] > 200, seen
     assert seen.keys() >= {"INPUT_MISSING", "INPUT_STALE"}, seen
 
 

@@ -176,7 +176,7 @@ class ObservationBuffer:
         asked for.
 
         A chunk that starts a little later sees most of them too, so their features can be computed before it is due.
-        Ends early where the chunk would be refused; messages that cannot be decoded are left out: the chunk will tell.
+        Steps with a stream missing or stale, and messages that cannot be decoded, are left out: the chunk will tell.
         """
         common = self.newest_common_ns()
         t_ns = now_ns if common is None else min(common, now_ns)

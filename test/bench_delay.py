@@ -2,8 +2,8 @@
 
 Closed loop in simulated time (closed_loop.py): each chunk takes the demo's own 30 ms and an added delay to come, while
 the arm goes on. For each way of joining and each delay the share of successes, and what the arm feels where a chunk
-takes over: the jump of velocity and acceleration against the chunk before (at the new one's first point, the largest of
-any joint), and the arm's jerk in the 0.2 s after (root mean square, of the simulated joints). Medians over all seams.
+takes over: the jump of velocity and acceleration (`runtime.joining.Seam`), and the arm's jerk in the 0.2 s after (root
+mean square, of the simulated joints). Medians over all seams.
 
 Writes outputs/bench/delay.json and, with --plot, docs/images/joining.png. With --checkpoint another policy.
 """

@@ -98,9 +98,9 @@ def test_a_chunk_is_asked_for_when_the_steps_left_fall_to_the_budget(
     first = arm.move(latency).chunk
     assert first is not None
     request = arm.request(5.0)
-    # It should take over 8 steps of 0.1 s (slower by the scale) after the observation.
+    # It should take over 8 steps of 0.1 s (slower by the scale) after the first began.
     expected = 8 * 0.1 / scale - latency - margin
-    waited = (arm.now_ns - first.observation_stamp_ns) / 1e9
+    waited = (arm.now_ns - first.begin_ns) / 1e9
     assert expected <= waited < expected + 0.02
     assert request.step_duration == pytest.approx(0.1 / scale)
     assert request.course is arm.conductor.course
@@ -319,4 +319,19 @@ def test_a_seam_is_measured_only_against_a_chunk_in_motion() -> None:
     arm = Arm()
     assert arm.move().seam is None
     seam = arm.deliver(arm.request(), speed=0.3).seam
-    assert seam.velocity == pytest.approx(0.2, abs=0.05)  # 0.3 after 0.1 rad/s
+    # 0.3 after 0.1 rad/s, the first point in a step: the difference of the ways grows to 0.02 rad and 0.2 rad/s, and
+    # its velocity is (0.8 u - 0.6 u^2) rad/s at the share u of that time.
+    assert seam.position == pytest.approx(0.02, abs=2e-4)
+    assert seam.velocity == pytest.approx(0.8 * 0.75 - 0.6 * 0.75**2, abs=2e-3)
+
+
+def test_the_steps_that_pass_while_a_moving_arms_chunk_is_sampled_are_dropped() -> None:
+    arm = Arm()
+    assert arm.move(latency=0.27).steps_dropped == 0, "from rest, the first step is still to come"
+    request = arm.request()
+    observed_ns = arm.now_ns
+    outcome = arm.deliver(request, latency=0.27)
+    assert outcome.steps_dropped == 3, (
+        "those of 0.1 and 0.2 s, and that of 0.3 s, which would be due within half a step"
+    )
+    assert outcome.trajectory.times[0] == pytest.approx((observed_ns + 4e8 - arm.now_ns) / 1e9)

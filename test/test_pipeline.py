@@ -85,10 +85,10 @@ def test_an_accepted_chunk_starts_at_the_arm_and_is_timed_from_now(make_policy, 
     assert trajectory is not None
     assert trajectory.joint_names == embodiment.action_joints
     np.testing.assert_allclose(trajectory.positions[0], HOME, atol=0.005)
-    # The step due 0.1 s after the observation has elapsed 0.12 s after it; the next is due in 0.08 s.
-    assert outcome.steps_dropped == 1
-    assert trajectory.times[0] == pytest.approx(0.08)
-    assert len(trajectory.times) == 16 - 2 + 1 - 1
+    # The arm has rested since the observation, so the first step is still to come: a step from now.
+    assert outcome.steps_dropped == 0
+    assert trajectory.times[0] == pytest.approx(0.1)
+    assert len(trajectory.times) == 16 - 2 + 1
 
 
 def test_two_groups_get_their_own_joints(make_policy) -> None:

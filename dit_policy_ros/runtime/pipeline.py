@@ -161,7 +161,9 @@ class ChunkPipeline:
             stamp_ns,
             request.step_duration,
             self._engine.policy.config,
-            request.made_ns + round(request.ready_in * 1e9),
+            # The step that is under way when the chunk comes will run as well: a chunk that has another idea of it
+            # would pull the arm there within a fraction of a step.
+            request.made_ns + round((request.ready_in + request.step_duration) * 1e9),
             request.n_action_steps,
             request.keep_rest,
         )

@@ -1,7 +1,7 @@
 # Every target sets the project up first; once that is done it takes a second.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train bench-demo bench-samplers bench-joining bench-policy bench-gpu test lint
+.PHONY: help setup demo demo-train bench-demo bench-samplers bench-joining bench-policy bench-gpu test test-faults lint
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -32,6 +32,9 @@ bench-gpu: setup ## the same on CUDA, with graphs and without (where a GPU is at
 
 test: setup ## run the tests (ARGS=... are passed to pytest; ROS=jazzy: those that ROS touches, on Jazzy)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} tools/run.sh python -m pytest $(if $(filter-out kilted,$(ROS)),-m ros) $(ARGS)
+
+test-faults: setup ## what goes wrong around a moving arm, between the real processes: a table (ARGS=--only=camera: some)
+	@tools/run.sh python test/faults.py $(ARGS)
 
 lint: setup ## run ruff, mypy and import-linter
 	@tools/run.sh python -m pytest -q test/test_lint.py

@@ -28,11 +28,12 @@ def node() -> Iterator[Any]:
     """The node itself, which knows what it publishes; its publishers do not depend on a checkpoint."""
     import rclpy
 
-    from dit_policy_ros.nodes.policy_node import PolicyNode
+    from dit_policy_ros.nodes.lifecycle import PolicyNode
 
     rclpy.init()
     node = PolicyNode()
     yield node
+    node.finish()
     node.destroy_node()
     rclpy.shutdown()
 

@@ -1,7 +1,7 @@
 # Every target sets the project up first; once that is done it takes a second.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train bench-demo bench-samplers bench-joining bench-policy bench-gpu test test-faults lint
+.PHONY: help setup demo demo-train bench-demo bench-samplers bench-joining bench-policy bench-gpu bench-node bench-delay test test-faults lint
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -29,6 +29,12 @@ bench-policy: setup ## the engine against LeRobot's multi_task_dit on the CPU (A
 
 bench-gpu: setup ## the same on CUDA, with graphs and without (where a GPU is at hand)
 	@tools/run.sh python test/bench_gpu.py $(ARGS)
+
+bench-node: setup ## the node's own cost, its threads' lateness, its memory and seams, over DDS (half an hour; ARGS=--minutes=0: less)
+	@tools/run.sh python test/bench_node.py $(ARGS)
+
+bench-delay: setup ## success and smoothness with slow inference, by way of joining, in simulated time (ARGS=--plot draws it)
+	@OMP_NUM_THREADS=1 tools/run.sh python test/bench_delay.py $(ARGS)
 
 test: setup ## run the tests (ARGS=... are passed to pytest; ROS=jazzy: those that ROS touches, on Jazzy)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} tools/run.sh python -m pytest $(if $(filter-out kilted,$(ROS)),-m ros) $(ARGS)

@@ -38,7 +38,6 @@ OnFault = Literal["stop", "finish_chunk"]
 Recovery = Literal["manual", "automatic"]
 
 QUIET_NS = 500_000_000  # nothing may have been wrong for so long before the arm moves again by itself
-_AHEAD = 0.15  # s: cameras of 15 Hz then have two frames of each encoded ahead, of which the last is most likely used
 _KEPT_LATENCIES = 200
 _INPUT_VERDICTS = (Verdict.INPUT_MISSING, Verdict.INPUT_STALE, Verdict.INPUT_SKEWED, Verdict.INPUT_INVALID)
 _NS = 1_000_000_000
@@ -86,15 +85,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Directive:
-    """What a tick asks of the node: a chunk to be sampled, a stop to be sent, a refusal to be published.
-
-    encode_ahead: a chunk will be asked for so soon that the frames of this moment are worth encoding for it.
-    """
+    """What a tick asks of the node: a chunk to be sampled, a stop to be sent, a refusal to be published."""
 
     request: Request | None = None
     stop: Trajectory | None = None
     refusal: Outcome | None = None
-    encode_ahead: bool = False
 
 
 @dataclass
@@ -284,9 +279,8 @@ class Conductor:
     def _next(self, now_ns: int) -> Directive:
         if not self.instruction:
             return self._without_instruction(now_ns)
-        due_in = self.due_in(now_ns)
-        if due_in > 0:
-            return Directive(encode_ahead=due_in < _AHEAD)
+        if self.due_in(now_ns) > 0:
+            return Directive()
         # Trouble with an input is left to the pipeline, whose refusal tells it on ~/action_chunk; all other trouble,
         # and a fault not yet recovered from, keep the policy from being asked.
         only_inputs = bool(self._troubles) and all(trouble.fault is Fault.INPUT for trouble in self._troubles)

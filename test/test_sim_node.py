@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +27,15 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
-from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.embodiment import INTERFACES, Embodiment
 from dit_policy_ros.nodes.controllers import follow_trajectory
 from dit_policy_ros.nodes.conversions import trajectory_message
+from dit_policy_ros.nodes.outlets import make_outlet
 from dit_policy_ros.nodes.pacing import Due, Pacer
 from dit_policy_ros.nodes.processes import Child
+from dit_policy_ros.nodes.watchers import ControllerWatch
 from dit_policy_ros.runtime.messages import decode_image, stamp_ns
-from dit_policy_ros.runtime.trajectory import Trajectory
+from dit_policy_ros.runtime.trajectory import Point, Trajectory, plan
 from dit_policy_ros.sim.scene import ARM_JOINTS, HOME, JOINTS
 
 pytestmark = pytest.mark.ros
@@ -151,6 +155,10 @@ def trajectory(goal: np.ndarray, seconds: float) -> JointTrajectory:
     return trajectory_message(Trajectory(ARM_JOINTS, np.array([seconds]), goal[None]))
 
 
+def now() -> int:
+    return time.time_ns()
+
+
 class Goal:
     """A goal of the arm's action, by the action's services."""
 
@@ -231,6 +239,25 @@ def test_a_target_out_of_range_aborts_the_goal(simulator: Listener) -> None:
     status, code, text = Goal(simulator, trajectory(np.array([*HOME[:6], 3.5]), 0.5)).result()
     assert (status, code) == (GoalStatus.STATUS_ABORTED, -4)
     assert "panda_joint7" in text
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_the_policys_outlets_move_the_arm(simulator: Listener, interface: str) -> None:
+    reset(simulator, 3)
+    ends = {"trajectory": "joint_trajectory", "follow_joint_trajectory": "follow_joint_trajectory"}
+    topic = f"arm_controller/{ends.get(interface, 'commands')}"
+    outlet = make_outlet(simulator.node, replace(EMBODIMENT.action_groups[0], topic=topic, interface=interface), 100.0)
+    watch = ControllerWatch(simulator.node, outlet)
+    simulator.wait(outlet.listeners, "the controller")
+    start = Point(0, arm(simulator.next("joint_states")[0]), np.zeros(7), np.zeros(7))
+    goal = np.array(HOME) + 0.1
+    outlet.send(plan(ARM_JOINTS, np.linspace(start.position, goal, 11)[1:], np.arange(1, 11) / 10, start), now(), start)
+    assert outlet.flush(20.0)
+    simulator.wait(lambda: np.abs(arm(simulator.heard["joint_states"][-1]) - goal).max() < 0.02, "the arm arrives")
+    assert outlet.troubles() == []
+    assert watch.check(now()) == []
+    watch.close()
+    outlet.close()
 
 
 def test_positions_are_the_reference_at_once(simulator: Listener) -> None:

@@ -18,7 +18,9 @@ from dit_policy_ros.embodiment import JointLimits
 _STOP_SHARE = 0.5  # of the acceleration limit that a stop uses: a servo's lag needs room
 _STOP_MIN_DURATION = 0.1  # s: a servo needs some time even for a small step
 _STOP_LONG_DURATION = 0.35  # s: a stop that would take longer uses more of the acceleration limit, up to all of it
+_STOP_ROOM = 0.75  # of the way to a position limit: a controller that begins a little later is nearer to it by then
 _STOP_SHORTEST = 1e-3  # s: no joint is braked faster, however near its limit is
+_STOP_PATIENCE = (1.0, 1.5, 2.0, 3.0, 0.7, 0.4, 0.2, 0.1)  # times its usual duration, where starts far away need it
 _END_STRETCH = 1.5  # see plan
 
 
@@ -127,37 +129,66 @@ def _monotone_velocities(slopes: np.ndarray, durations: np.ndarray) -> np.ndarra
     return np.where(same_way, mean, 0.0)
 
 
-def stop(joint_names: Sequence[str], start: Point, limits: Mapping[str, JointLimits]) -> Trajectory:
+def stop(
+    joint_names: Sequence[str], start: Point, limits: Mapping[str, JointLimits], starts: Sequence[Point] = ()
+) -> Trajectory:
     """Bring a moving arm to rest: every joint slowed evenly, all at rest at the same moment.
 
     start: the state (d,) that the controller starts from; limits: of these joints, perhaps of others too. The joint
     that is slowest to stop uses half its acceleration limit, or as much more as brings it to rest within 0.35 s. A
-    joint whose position limit is nearer than that brakes in the room it has, sooner than the others; one that is
+    joint whose position limit is nearer than that brakes within the room it has, before the others; one that is
     beyond its limit brakes as hard as it may and rests there: it is not thrown back.
+
+    starts: other states that the controller may start from. If from one of them, far behind, the way would be too fast,
+    the stop takes longer; if it would swing beyond a limit, it is shorter. Where nothing helps it is the least bad.
     """
-    here = np.asarray(start.position, np.float64)
-    velocity = np.zeros_like(here) if start.velocity is None else np.asarray(start.velocity, np.float64)
-    allowed = np.array([limits[joint].acceleration for joint in joint_names])
-    ends = np.where(
-        velocity < 0, [limits[joint].lower for joint in joint_names], [limits[joint].upper for joint in joint_names]
-    )
-    braking = _braking_times(np.abs(velocity), allowed, np.where(velocity < 0, here - ends, ends - here))
+    ranges, begins = [limits[joint] for joint in joint_names], [start, *starts]
+    found = []
+    for patience in _STOP_PATIENCE:
+        trajectory = _braked(joint_names, start, ranges, patience)
+        excess = _excess(approaches(begins, trajectory), begins, ranges)
+        if excess <= 0:
+            return trajectory
+        found.append((excess, trajectory))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _excess(first: Peaks, starts: Sequence[Point], limits: Sequence[JointLimits]) -> float:
+    """How far beyond the limits the ways from these starts lead, in rad or 10 rad/s (or m).
+
+    A start that is beyond a limit, or too fast, may be that, but the way from it may be no worse.
+    """
+    positions, speeds = np.array([start.position for start in starts]), np.abs([_velocity(start) for start in starts])
+    below = np.minimum(positions, [joint.lower for joint in limits]) - first.lowest
+    above = first.highest - np.maximum(positions, [joint.upper for joint in limits])
+    faster = first.speed - np.maximum(speeds, [joint.velocity for joint in limits])
+    return float(max(below.max(), above.max(), faster.max() / 10))
+
+
+def _braked(joint_names: Sequence[str], start: Point, limits: Sequence[JointLimits], patience: float) -> Trajectory:
+    """The stop that takes `patience` times its usual duration."""
+    here, velocity = np.asarray(start.position, np.float64), np.asarray(_velocity(start), np.float64)
+    lower, upper = (np.array([getattr(joint, name) for joint in limits]) for name in ("lower", "upper"))
+    room = np.where(velocity < 0, here - lower, upper - here)
+    allowed = np.array([joint.acceleration for joint in limits])
+    braking = _braking_times(np.abs(velocity), allowed, room, patience)
     times = np.unique(np.round(braking, 9))
     # An even deceleration is a parabola, which the controller's cubic between two points of it follows exactly.
     t = np.minimum(times[:, None], braking)
-    positions = here + velocity * (t - t**2 / (2 * braking))
+    ways = here + velocity * (t - t**2 / (2 * braking))
     velocities = velocity * np.maximum(0.0, 1 - times[:, None] / braking)
     velocities[-1] = 0.0
-    return Trajectory(tuple(joint_names), times, positions, velocities)
+    return Trajectory(tuple(joint_names), times, ways, velocities)
 
 
-def _braking_times(speed: np.ndarray, allowed: np.ndarray, room: np.ndarray) -> np.ndarray:
+def _braking_times(speed: np.ndarray, allowed: np.ndarray, room: np.ndarray, patience: float) -> np.ndarray:
     """How long each joint brakes (d,), s: all equally long, but those with too little room to their limit."""
     gentle, hard = float((speed / (allowed * _STOP_SHARE)).max()), float((speed / allowed).max())
-    common = max(_STOP_MIN_DURATION, min(gentle, max(_STOP_LONG_DURATION, hard)))
+    common = patience * max(_STOP_MIN_DURATION, min(gentle, max(_STOP_LONG_DURATION, hard)))
     moving = np.where(speed > 0, speed, 1.0)
-    alone = np.where(room > 0, 2 * room / moving, speed / allowed)
-    too_long = (speed > 0) & (speed * common / 2 > room)
+    usable = _STOP_ROOM * room
+    alone = np.where(room > 0, 2 * usable / moving, speed / allowed)
+    too_long = (speed > 0) & (speed * common / 2 > usable)
     return np.where(too_long, np.clip(alone, _STOP_SHORTEST, common), common)
 
 

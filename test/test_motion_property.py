@@ -356,23 +356,21 @@ def test_every_message_is_taken_and_every_instant_is_safe(batch: int) -> None:
     seen = run(batch, SEQUENCES // BATCHES)
     assert seen["sequences"] == SEQUENCES // BATCHES
     # What the sequences are there for has happened, and often.
-    for name, times in {
-        "ACCEPTED": 400,
-        "stopped": 50,
-        "jumped": 50,
-        "reset": 50,
-        "blended": 100,
-        "clamped": 100,
-    }.items():
-        assert seen[name] >= times, f"{name}: {seen}"
-    for name in ("NOT_FINITE", "JOINT_NAMES", "POSITION_LIMIT", "VELOCITY_LIMIT", "ACCELERATION_LIMIT", "TOO_OLD"):
-        assert seen[name] >= 10, f"{name}: {seen}"
-    assert seen["START_TOO_FAR"] >= 5, seen
+    assert seen["ACCEPTED"] >= 400, seen
+    for name in ("stopped", "jumped", "reset", "blended", "clamped", "POSITION_LIMIT", "VELOCITY_LIMIT", "TOO_OLD"):
+        assert seen[name] >= 50, f"{name}: {seen}"
+    for name in ("NOT_FINITE", "JOINT_NAMES", "ACCELERATION_LIMIT", "START_TOO_FAR"):
+        assert seen[name] >= 5, f"{name}: {seen}"
 
 
 def thrown(joints: Any, start: Point, limits: dict[str, JointLimits], starts: Any) -> Trajectory:
     """A stop that knows no position limits."""
     return real_stop(joints, start, {name: replace(limit, lower=-99.0, upper=99.0) for name, limit in limits.items()})
+
+
+def first_start(sequence: Sequence, all_starts: Any = Sequence.starts) -> list[Point]:
+    """What the trajectory is planned from, without the other states that a controller may begin in."""
+    return all_starts(sequence)[:1]
 
 
 def moving(*arguments: Any) -> Trajectory:
@@ -388,7 +386,7 @@ def moving(*arguments: Any) -> Trajectory:
     [
         (Gate, "_check_spline", lambda *_: None, "its limit"),
         (Gate, "_check_finite", lambda *_: None, "its limit"),
-        (Sequence, "measurable", lambda _: [], "its limit"),
+        (Sequence, "starts", first_start, "its limit"),
         (sys.modules[__name__], "stop", thrown, "its limit"),
         (gate, "plan", moving, "nonzero_end_velocity"),
     ],

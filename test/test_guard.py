@@ -27,6 +27,8 @@ from trajectory_msgs.msg import JointTrajectory
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.nodes.controllers import GUARD
 from dit_policy_ros.nodes.conversions import trajectory_message
+from dit_policy_ros.nodes.declaration import table
+from dit_policy_ros.nodes.guard_node import DECLARATIONS
 from dit_policy_ros.nodes.processes import Child
 from dit_policy_ros.runtime.heartbeat import Heartbeat
 from dit_policy_ros.runtime.trajectory import Trajectory
@@ -254,6 +256,10 @@ def test_says_in_one_line_why_it_cannot_start(parameter: str, words: str) -> Non
     assert done.returncode == 1
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_documents_table_is_current() -> None:
+    assert table(DECLARATIONS) in (ROOT / "docs/guard.md").read_text(), "paste table(DECLARATIONS) into docs/guard.md"
 
 
 MS = 1_000_000

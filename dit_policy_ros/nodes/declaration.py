@@ -5,6 +5,7 @@ It stands apart from the policy node's table, which names samplers, so that a no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -50,3 +51,14 @@ class Declaration:
         if not self.choices or value in self.choices:
             return None
         return f"{self.name} must be one of {self.listed_choices()}, got '{value}'"
+
+
+def table(declarations: Sequence[Declaration]) -> str:
+    """A document's table of parameters, made from the declarations so that it cannot differ from them."""
+    rows = ["| parameter | default | range | when | what |", "|---|---|---|---|---|"]
+    for entry in declarations:
+        bounds = f"{entry.lower} to {entry.upper}" if entry.lower is not None else entry.listed_choices()
+        when = "at start" if entry.read_only else "live"
+        default = f"`{entry.default!r}`" if isinstance(entry.default, str) else f"`{entry.default}`"
+        rows.append(f"| `{entry.name}` | {default} | {bounds} | {when} | {entry.description} |")
+    return "\n".join(rows)

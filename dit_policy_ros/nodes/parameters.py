@@ -13,7 +13,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from dit_policy_ros.nodes.declaration import Declaration, Value
+from dit_policy_ros.nodes.declaration import Declaration, Value, table
 from dit_policy_ros.policy.configuration import DiffusionConfig, FlowMatchingConfig
 from dit_policy_ros.policy.engine import Precision
 from dit_policy_ros.policy.sampling import Sampling, samplers_of
@@ -327,11 +327,5 @@ def sampling(values: Mapping[str, Value]) -> Sampling:
 
 
 def markdown_table() -> str:
-    """The table of docs/node.md, made from the declarations so that it cannot differ from them."""
-    rows = ["| parameter | default | range | when | what |", "|---|---|---|---|---|"]
-    for entry in DECLARATIONS:
-        bounds = f"{entry.lower} to {entry.upper}" if entry.lower is not None else entry.listed_choices()
-        when = "at start" if entry.read_only else "live"
-        default = f"`{entry.default!r}`" if isinstance(entry.default, str) else f"`{entry.default}`"
-        rows.append(f"| `{entry.name}` | {default} | {bounds} | {when} | {entry.description} |")
-    return "\n".join(rows)
+    """The table of docs/node.md."""
+    return table(DECLARATIONS)

@@ -384,7 +384,7 @@ class Conductor:
         if outcome.request.joining == "blend" and course is not None and outcome.request.keep_rest:
             rows = blend(rows, chunk.due_times_ns[dropped:], course)
         # A controller starts from its last reference or from the measured arm, as it is configured: both must be safe.
-        starts = [measured] if self.course is None else [self.course.at(now_ns), measured]
+        starts = [measured] if self.course is None else [*self.course.starts(now_ns), measured]
         admission = self._gate.admit(
             rows, times, chunk.joint_names, starts, measured.position, chunk.observation_stamp_ns, now_ns
         )
@@ -431,8 +431,9 @@ class Conductor:
         if not self.moving(reference_ns):
             return None
         assert self.course is not None
-        start = self._start_of_stop(self.course.at(reference_ns), now_ns)
-        trajectory = stop(self._embodiment.action_joints, start, self._gate.limits)
+        reference, *others = self.course.starts(reference_ns)
+        start = self._start_of_stop(reference, now_ns)
+        trajectory = stop(self._embodiment.action_joints, start, self._gate.limits, others)
         self.course = Course.follow(trajectory, start, now_ns, self.course)
         self._takeover_ns = None
         return trajectory

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.embodiment import Embodiment, JointLimits
+from dit_policy_ros.runtime.course import Course
 from dit_policy_ros.runtime.gate import Admission, Decision, Gate, Verdict
-from dit_policy_ros.runtime.trajectory import Point
+from dit_policy_ros.runtime.trajectory import Point, Trajectory
 
 ARM = Embodiment.load(Path(__file__).parents[1] / "config" / "embodiments" / "sim_arm.yaml")
 HOME = np.array([0.0, -0.5, 0.0, -2.0, 0.0, 1.6, 0.8])
@@ -198,6 +199,143 @@ def test_times_that_do_not_rise_from_above_zero(times: np.ndarray) -> None:
     assert check(times=times).verdict is Verdict.VELOCITY_LIMIT
 
 
+def ramp(speeds: list[float], before: float = 0.0) -> tuple[np.ndarray, Point]:
+    """Joint 1 at these mean speeds from one step to the next, 0.1 s apart, coming from a state that moves like this."""
+    rows = np.tile(HOME, (len(speeds), 1))
+    rows[:, 0] = np.cumsum(speeds) * 0.1
+    return rows, Point(NOW, HOME, before * np.eye(7)[0])
+
+
+def test_the_spline_may_be_faster_than_its_mean() -> None:
+    """Mean speeds of 0.9, 2.0, 0.9 rad/s are within 2.175; the cubic of the middle is not.
+
+    It begins and ends at the harmonic mean of 0.9 and 2.0, 1.241 rad/s, so half-way it is at 1.5 * 2 - 1.241 / 2.
+    """
+    rows, start = ramp([0.9, 0.9, 2.0, 0.9, 0.9], before=0.9)
+    decision = check(rows, times=TIMES[:5], starts=[start])
+    assert decision.verdict is Verdict.VELOCITY_LIMIT
+    assert decision.reason == "panda_joint1 moves at 2.379 on the way from step 1 to step 2, the limit is 2.175"
+    assert check(rows, Gate(ARM, velocity_margin=1.1), times=TIMES[:5], starts=[start]).accepted
+
+
+def test_a_chunk_that_ends_in_full_motion_is_not_refused_for_its_end() -> None:
+    """Every trajectory must end at rest; a steady 2 rad/s is not made faster by that."""
+    rows, start = ramp([2.0] * 5, before=2.0)
+    assert check(rows, times=TIMES[:5], starts=[start]).accepted
+    assert check(rows[:1], times=TIMES[:1], starts=[start]).accepted
+
+
+def test_every_start_is_judged() -> None:
+    rows, start = ramp([1.0] * 5, before=1.0)
+    behind = Point(NOW, HOME - 0.15 * np.eye(7)[0], start.velocity)
+    assert check(rows, times=TIMES[:5], starts=[start]).accepted
+    for starts in ([start, behind], [start, start, behind, start]):
+        decision = check(rows, times=TIMES[:5], starts=starts)
+        assert decision.verdict is Verdict.VELOCITY_LIMIT
+        # 0.25 rad in 0.1 s, at 1 rad/s at both ends: 1.5 * 2.5 - 0.5 half-way.
+        assert decision.reason == "panda_joint1 moves at 3.250 on the way to the first step, the limit is 2.175"
+
+
+def test_what_a_late_controller_makes_of_it_is_judged() -> None:
+    """The reference alone would pass; one that is taken up some milliseconds earlier or later would be too fast."""
+    speed = 1.85
+    rows, start = ramp([speed] * 5, before=speed)
+    rows[:, 0] += 0.015  # 2 rad/s to the first step in the mean, 2.075 half-way
+    way = Trajectory(ARM.action_joints, np.array([0.5]), HOME[None] + speed * 0.5 * np.eye(7)[0], start.velocity[None])
+    course = Course.follow(way, start, NOW - 300_000_000)
+    begin = Point(NOW, course.at(NOW).position, start.velocity)
+    shifted = {"times": TIMES[:5], "measured": begin.position}
+    rows[:, 0] += begin.position[0]
+    assert check(rows, starts=[begin], **shifted).accepted
+    assert check(rows, starts=course.starts(NOW), **shifted).verdict is Verdict.VELOCITY_LIMIT
+
+
+def near_the_limit(position: float, speed: float, first: float) -> Decision:
+    """Joint 1, whose limit is 2.8973, at a position and speed; its first step, at which it stays, due in 0.1 s."""
+    rows = np.tile(HOME, (4, 1))
+    rows[:, 0] = first
+    here = HOME + (position - HOME[0]) * np.eye(7)[0]
+    start = Point(NOW, here, speed * np.eye(7)[0])
+    return check(rows, times=TIMES[:4], starts=[start], measured=here)
+
+
+def test_the_way_may_leave_the_limits_though_no_step_does() -> None:
+    assert near_the_limit(2.85, 1.0, 2.89).accepted
+    decision = near_the_limit(2.85, 2.0, 2.895)  # 0.045 rad in 0.1 s, beginning at 4 times that: it swings over
+    assert decision.verdict is Verdict.POSITION_LIMIT
+    # The cubic turns at u = 2 / 3.3, where it is 0.0484 rad on.
+    assert decision.reason == "panda_joint1 on the way to the first step is 2.8984, outside [-2.8973, 2.8973]"
+
+
+def test_from_beyond_a_limit_there_is_only_a_way_back() -> None:
+    assert near_the_limit(2.92, 0.0, 2.88).accepted
+    assert near_the_limit(2.92, -0.3, 2.88).accepted
+    assert near_the_limit(2.92, 0.3, 2.88).verdict is Verdict.POSITION_LIMIT
+
+
+def test_the_trajectory_comes_only_with_an_accepted_decision() -> None:
+    accepted = admit()
+    assert accepted.trajectory is not None
+    assert accepted.trajectory.joint_names == ARM.action_joints
+    np.testing.assert_array_equal(accepted.trajectory.positions, motion())
+    for refused in (admit(with_element(3, 0, np.nan)), admit(times=TIMES - 0.1), admit(measured=None)):
+        assert not refused.decision.accepted
+        assert refused.trajectory is None
+
+
+def test_starts_that_are_no_states() -> None:
+    broken = Point(NOW, HOME, np.full(7, np.nan))
+    decision = check(starts=[Point(NOW, HOME), broken])
+    assert decision == Decision(Verdict.INPUT_INVALID, "the velocity to start from of panda_joint1 is nan")
+    assert check(starts=[Point(NOW, HOME[:5])]).verdict is Verdict.INPUT_INVALID
+    with pytest.raises(ValueError, match="got none"):
+        check(starts=[])
+
+
+def test_position_margin() -> None:
+    rows = np.tile(HOME, (4, 1))
+    rows[:, 0] = 2.88
+    gate = Gate(ARM)
+    here = {"measured": rows[0], "times": TIMES[:4]}
+    assert check(rows, gate, **here).accepted
+    gate.position_margin = 0.02
+    decision = check(rows, gate, **here)
+    assert decision.verdict is Verdict.POSITION_LIMIT
+    assert decision.reason.startswith("panda_joint1 at step 0 is 2.8800, outside [-2.877")
+    assert gate.margin_problem(0.02) is None
+    # The narrowest range is joint 4's, 3.002.
+    assert gate.margin_problem(1.6) == (
+        "a position margin of 1.6 leaves panda_joint4 no room between its limits -3.0718 and -0.0698"
+    )
+
+
+def test_other_limits() -> None:
+    gate = Gate(ARM)
+    narrow = dict(gate.limits) | {"panda_joint1": JointLimits(-0.1, 0.1, 1.0, 1.0)}
+    gate.limits = narrow
+    assert gate.limits == narrow
+    assert check(gate=gate).verdict is Verdict.POSITION_LIMIT
+    with pytest.raises(ValueError, match="no limits are given for panda_joint1, panda_joint3"):
+        gate.limits = {joint: narrow[joint] for joint in ARM.action_joints if joint[-1] in "24567"}
+    assert gate.limits == narrow
+
+
+def test_clamp() -> None:
+    rows = with_element(3, 0, 4.0)
+    rows[5, 3], rows[6, 0], rows[7, 1] = 1.0, np.nan, -1.7628 - 1e-7
+    clamped, count = Gate(ARM, position_margin=0.1).clamp(rows[:7])
+    assert count == 2
+    assert clamped[3, 0] == pytest.approx(2.7973)
+    assert clamped[5, 3] == pytest.approx(-0.1698)
+    assert np.isnan(clamped[6, 0])
+    rest = np.ones_like(rows[:7], dtype=bool)
+    rest[3, 0] = rest[5, 3] = rest[6, 0] = False
+    np.testing.assert_array_equal(clamped[rest], rows[:7][rest])
+    unchanged, none = Gate(ARM).clamp(rows[7:])  # beyond by rounding only
+    assert none == 0
+    np.testing.assert_array_equal(unchanged, rows[7:])
+
+
 def test_limits_follow_the_attributes() -> None:
     gate = Gate(ARM)
     assert check(gate=gate).accepted
@@ -218,6 +356,8 @@ def test_the_order_of_the_checks() -> None:
     bad[4, 0] = 1.0
     assert check(bad, **old).verdict is Verdict.VELOCITY_LIMIT
     assert check(**old).verdict is Verdict.START_TOO_FAR
+    fast = Point(NOW, HOME + 0.5, np.zeros(7))
+    assert check(**(old | {"measured": HOME}), starts=[fast]).verdict is Verdict.VELOCITY_LIMIT
     assert check(observation_stamp_ns=old["observation_stamp_ns"]).verdict is Verdict.TOO_OLD
 
 

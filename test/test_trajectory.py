@@ -9,7 +9,7 @@ import pytest
 from scipy.interpolate import BPoly, CubicHermiteSpline
 
 from dit_policy_ros.embodiment import JointLimits
-from dit_policy_ros.runtime.trajectory import Point, Trajectory, interpolate, peaks, plan, stop
+from dit_policy_ros.runtime.trajectory import Point, Trajectory, approaches, interpolate, peaks, plan, stop
 
 S = 1_000_000_000
 START = 1_700_000_000 * S
@@ -192,3 +192,127 @@ def test_stop_of_a_resting_arm_holds_it() -> None:
     line = stop(["a", "b"], state([0.5, 0.1], [0.0, 0.0]), LIMITS)
     assert line.positions.tolist() == [[0.5, 0.1]]
     assert line.times[0] > 0
+
+
+def test_stop_uses_more_of_the_limit_rather_than_much_time() -> None:
+    fast = stop(["a"], state([0.0], [2.4]), {"a": JointLimits(-9.0, 9.0, 3.0, 10.0)})
+    assert fast.times[-1] == pytest.approx(0.35)  # at half of 10 rad/s^2 it would take 0.48 s
+    slow = stop(["a"], state([0.0], [2.4]), {"a": JointLimits(-9.0, 9.0, 3.0, 4.0)})
+    assert slow.times[-1] == pytest.approx(0.6)  # all of 4 rad/s^2, and no more
+
+
+def test_stop_takes_longer_where_a_start_is_far_behind() -> None:
+    """0.2 rad behind, the 0.15 rad of braking in 0.1 s would be 0.35 rad: beyond 2 rad/s, in the mean already."""
+    start, behind = state([0.0], [1.0]), state([-0.2], [1.0])
+    assert stop(["a"], start, LIMITS).times[-1] < 0.25
+    line = stop(["a"], start, LIMITS, [behind])
+    assert peaks(behind, line).speed.max() <= 2.0
+    assert line.positions[-1, 0] > 0.0
+
+
+def test_every_point_of_a_stop_lies_on_the_parabola() -> None:
+    """b, short of room, rests before a: at the point between, a is as far as an even braking has it."""
+    line = stop(["a", "b"], state([0.0, 0.47], [1.0, 0.5]), LIMITS)
+    assert len(line.times) == 2
+    assert line.velocities is not None
+    t, end = line.times
+    assert line.velocities[0].tolist() == pytest.approx([1 - t / end, 0.0])
+    assert line.positions[0, 0] == pytest.approx(t - t**2 / (2 * end))
+    assert line.positions[0, 1] == pytest.approx(line.positions[1, 1])
+    assert line.positions[1, 1] < 0.5
+
+
+# --- peaks -----------------------------------------------------------------------------------------------------------
+
+
+def random_trajectory(seed: int, linear: bool = False) -> tuple[Point, Trajectory]:
+    random = np.random.default_rng(seed)
+    times = np.cumsum(random.uniform(0.02, 0.3, 6))
+    velocities = None if linear else random.normal(0, 2, (6, 3))
+    start = Point(START, random.normal(size=3), random.normal(0, 2, 3))
+    return start, Trajectory(("a", "b", "c"), times, random.normal(size=(6, 3)), velocities)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_peaks_are_those_of_the_spline(seed: int) -> None:
+    start, line = random_trajectory(seed)
+    assert line.velocities is not None
+    knots = np.concatenate([[0.0], line.times])
+    spline = CubicHermiteSpline(
+        knots, np.vstack([start.position, line.positions]), np.vstack([start.velocity, line.velocities])
+    )
+    found = peaks(start, line)
+    for segment, (begin, end) in enumerate(pairwise(knots)):
+        dense = np.linspace(begin, end, 4001)
+        way, speed = spline(dense), spline(dense, 1)
+        np.testing.assert_allclose(found.lowest[segment], way.min(axis=0), atol=1e-5)
+        np.testing.assert_allclose(found.highest[segment], way.max(axis=0), atol=1e-5)
+        np.testing.assert_allclose(found.slowest[segment], speed.min(axis=0), atol=1e-4)
+        np.testing.assert_allclose(found.fastest[segment], speed.max(axis=0), atol=1e-4)
+        assert (found.lowest[segment] <= way.min(axis=0) + 1e-9).all()
+        assert (found.highest[segment] >= way.max(axis=0) - 1e-9).all()
+        assert (found.speed[segment] >= np.abs(speed).max(axis=0) - 1e-8).all()
+
+
+def test_peaks_of_cubics_that_are_straight_or_still() -> None:
+    """Where the cubic's coefficients vanish, the closed form divides by zero."""
+    times = np.array([0.1, 0.2, 0.3])
+    way = np.array([[0.1, 0.5], [0.2, 0.5], [0.3, 0.5]])
+    line = Trajectory(("a", "b"), times, way, np.tile([1.0, 0.0], (3, 1)))
+    found = peaks(Point(0, np.array([0.0, 0.5]), np.array([1.0, 0.0])), line)
+    np.testing.assert_allclose(found.highest, way, atol=1e-12)
+    np.testing.assert_allclose(found.lowest, way - [0.1, 0.0], atol=1e-12)
+    np.testing.assert_allclose(found.speed, np.tile([1.0, 0.0], (3, 1)), atol=1e-12)
+
+
+def test_peaks_of_straight_lines() -> None:
+    start, line = random_trajectory(1, linear=True)
+    found = peaks(start, line)
+    ends = np.vstack([start.position, line.positions])
+    np.testing.assert_array_equal(found.highest, np.maximum(ends[:-1], ends[1:]))
+    slopes = np.diff(ends, axis=0) / np.diff(line.times, prepend=0.0)[:, None]
+    np.testing.assert_allclose(found.speed, np.abs(slopes))
+
+
+def test_peaks_of_quintics_are_not_known() -> None:
+    start, line = random_trajectory(1)
+    with pytest.raises(ValueError, match="carries accelerations"):
+        peaks(start, Trajectory(line.joint_names, line.times, line.positions, line.velocities, line.positions))
+
+
+def test_approaches_are_the_first_segment_from_each_start() -> None:
+    starts = [random_trajectory(seed)[0] for seed in range(3)]
+    line = random_trajectory(7)[1]
+    found = approaches(starts, line, (0.0, 0.01))
+    later = Trajectory(line.joint_names, line.times + 0.01, line.positions, line.velocities)
+    expected = [peaks(start, way) for way in (line, later) for start in starts]
+    for name in ("lowest", "highest", "slowest", "fastest"):
+        np.testing.assert_allclose(getattr(found, name), [getattr(one, name)[0] for one in expected])
+
+
+def test_select_takes_columns_by_name() -> None:
+    line = random_trajectory(2)[1]
+    chosen = line.select(["c", "a"])
+    assert chosen.joint_names == ("c", "a")
+    assert line.velocities is not None
+    assert chosen.velocities is not None
+    np.testing.assert_array_equal(chosen.positions, line.positions[:, [2, 0]])
+    np.testing.assert_array_equal(chosen.velocities, line.velocities[:, [2, 0]])
+    assert chosen.accelerations is None
+    with pytest.raises(ValueError, match="no d, only a, b, c"):
+        line.select(["a", "d"])
+
+
+def test_the_last_segment_is_nowhere_faster_than_its_mean() -> None:
+    """What a trajectory adds in order to end at rest never costs a chunk its admission."""
+    random = np.random.default_rng(5)
+    for _ in range(200):
+        times = np.cumsum(random.uniform(0.02, 0.2, 5))
+        positions = random.normal(0, 0.1, (5, 1)).cumsum(axis=0)
+        line = plan(["a"], positions, times, Point(0, positions[0] - 0.01, np.array([0.1])))
+        last = peaks(Point(0, positions[0]), line)
+        slope = abs(positions[-1, 0] - positions[-2, 0]) / (times[-1] - times[-2])
+        assert line.velocities is not None
+        assert last.speed[-1, 0] <= max(slope, abs(line.velocities[-2, 0])) + 1e-9
+        assert min(positions[-2:, 0]) - 1e-9 <= last.lowest[-1, 0]
+        assert last.highest[-1, 0] <= max(positions[-2:, 0]) + 1e-9

@@ -12,19 +12,22 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import rclpy
-from dit_policy_msgs.msg import ActionChunk, PolicyStatus
+from dit_policy_msgs.action import ExecuteInstruction
+from dit_policy_msgs.msg import ActionChunk, Heartbeat, PolicyStatus
 from dit_policy_msgs.srv import SetInstruction
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Log
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.srv import GetParameters, ListParameters, SetParameters, SetParametersAtomically
+from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.parameter import Parameter
+from rclpy.parameter import Parameter, parameter_value_to_python
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
+from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from dit_policy_ros.embodiment import Embodiment
@@ -43,6 +46,33 @@ def wait_for(condition: Callable[[], object], what: str, timeout: float = 20.0) 
     raise AssertionError(f"within {timeout} s: {what}")
 
 
+class Goal:
+    """One goal of ~/execute_instruction, as a behaviour tree's node sees it."""
+
+    def __init__(self, client: ActionClient, instruction: str, time_limit: int) -> None:
+        self.feedback: list[ExecuteInstruction.Feedback] = []
+        wait_for(client.server_is_ready, "the action's server appears")
+        goal = ExecuteInstruction.Goal(instruction=instruction)
+        goal.time_limit.sec = time_limit
+        future = client.send_goal_async(goal, feedback_callback=lambda message: self.feedback.append(message.feedback))
+        wait_for(future.done, "the goal is answered")
+        self._handle = future.result()
+        self.accepted = bool(self._handle.accepted)
+        self._result = self._handle.get_result_async() if self.accepted else None
+
+    def cancel(self) -> None:
+        future = self._handle.cancel_goal_async()
+        wait_for(future.done, "the cancelling is answered")
+        assert future.result().goals_canceling
+
+    def wait(self) -> tuple[int, ExecuteInstruction.Result]:
+        """The goal's status (action_msgs/GoalStatus) and its result."""
+        assert self._result is not None
+        wait_for(self._result.done, "the goal ends")
+        answer = self._result.result()
+        return answer.status, answer.result
+
+
 class Robot:
     """Joint states at 50 Hz and images at 20 Hz from a thread; the fields are read anew for each message."""
 
@@ -52,6 +82,9 @@ class Robot:
         self.trajectories: list[JointTrajectory] = []
         self.chunks: list[ActionChunk] = []
         self.status: PolicyStatus | None = None
+        self.heartbeats: list[Heartbeat] = []
+        self.predicted: list[JointState] = []
+        self.commanded: list[JointState] = []
         self.log: list[str] = []
         self._context = Context()
         rclpy.init(context=self._context)
@@ -67,8 +100,12 @@ class Robot:
         topic = embodiment.action_groups[0].topic
         self.node.create_subscription(JointTrajectory, topic, self.trajectories.append, 50)
         self.node.create_subscription(ActionChunk, "dit_policy/action_chunk", self.chunks.append, 50)
-        self.node.create_subscription(PolicyStatus, "dit_policy/status", self._on_status, 5)
+        self.node.create_subscription(PolicyStatus, "dit_policy/status", self._on_status, LATCHED)
+        self.node.create_subscription(Heartbeat, "dit_policy/heartbeat", self.heartbeats.append, 50)
+        self.node.create_subscription(JointState, "dit_policy/predicted_joint_states", self.predicted.append, 50)
+        self.node.create_subscription(JointState, "dit_policy/commanded_joint_states", self.commanded.append, 50)
         self.node.create_subscription(Log, "/rosout", lambda message: self.log.append(message.msg), 100)
+        self._action = ActionClient(self.node, ExecuteInstruction, "dit_policy/execute_instruction")
         self.node.create_timer(0.02, self._publish_joints)
         self.node.create_timer(0.05, self._publish_images)
         self._executor = SingleThreadedExecutor(context=self._context)
@@ -89,6 +126,7 @@ class Robot:
     def close(self) -> None:
         self._running = False
         self._thread.join()
+        self._action.destroy()
         self.node.destroy_node()
         rclpy.shutdown(context=self._context)
 
@@ -157,6 +195,24 @@ class Robot:
         message = Parameter(name, value=value).to_parameter_msg()
         request = SetParameters.Request(parameters=[message])
         return self.call(SetParameters, "dit_policy/set_parameters", request).results[0]
+
+    def set_together(self, values: dict[str, object]) -> object:
+        messages = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        request = SetParametersAtomically.Request(parameters=messages)
+        return self.call(SetParametersAtomically, "dit_policy/set_parameters_atomically", request).result
+
+    def parameters(self) -> dict[str, object]:
+        """All of the node's parameters, as `ros2 param dump` asks for them."""
+        names = list(self.call(ListParameters, "dit_policy/list_parameters", ListParameters.Request()).result.names)
+        answer = self.call(GetParameters, "dit_policy/get_parameters", GetParameters.Request(names=names))
+        return {name: parameter_value_to_python(value) for name, value in zip(names, answer.values, strict=True)}
+
+    def resume(self) -> Trigger.Response:
+        return self.call(Trigger, "dit_policy/resume", Trigger.Request())
+
+    def execute(self, instruction: str, time_limit: int = 0) -> Goal:
+        """Send a goal of ~/execute_instruction; its handle says whether it was accepted."""
+        return Goal(self._action, instruction, time_limit)
 
     def wait_for_log(self, words: str) -> None:
         wait_for(lambda: any(words in line for line in self.log), f"the log says '{words}', not only {self.log}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import shutil
 import signal
 import sys
@@ -12,16 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from policy_fixtures import INSTRUCTIONS, demo_config, make_stats
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed; make setup brings it")
 
+from action_msgs.msg import GoalStatus
+from dit_policy_msgs.action import ExecuteInstruction
+from dit_policy_msgs.msg import PolicyStatus
+from rclpy.qos import DurabilityPolicy
 from robot import Robot, wait_for
 from trajectory_msgs.msg import JointTrajectory
 
 from dit_policy_ros.embodiment import Embodiment
-from dit_policy_ros.nodes.parameters import markdown_table
+from dit_policy_ros.nodes.parameters import DECLARATIONS, markdown_table
 from dit_policy_ros.nodes.processes import Child
 from dit_policy_ros.policy.checkpoint import save_checkpoint
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
@@ -172,6 +179,56 @@ def test_contradictory_parameters_are_rejected_with_a_sentence(active) -> None:
     assert 'one of "", ddpm' in result.reason
     assert "euler, heun, rk4 (the policy's objective is flow_matching)" in robot.set_parameter("sampler", "ddim").reason
     assert "instruction_dropout" in robot.set_parameter("guidance_scale", 2.0).reason
+    assert "one of replace, blend, rtc, got 'glue'" in robot.set_parameter("joining", "glue").reason
+    assert "one of stop, finish_chunk, got 'go_on'" in robot.set_parameter("on_fault", "go_on").reason
+    assert "one of manual, automatic, got 'never'" in robot.set_parameter("recovery", "never").reason
+    assert not robot.set_parameter("speed_scale", 1.5).successful
+    assert not robot.set_parameter("velocity_margin", 1.2).successful
+    assert not robot.set_parameter("max_consecutive_rejections", 0).successful
+    assert "read" in robot.set_parameter("checkpoint", "elsewhere").reason
+    assert f"'{INSTRUCTIONS[0]}' stays in force" in robot.set_parameter("instruction", " ").reason
+
+
+def test_of_parameters_set_together_a_contradiction_rejects_all(active) -> None:
+    robot = active
+    before = robot.parameters()
+    result = robot.set_together({"speed_scale": 0.5, "n_action_steps": 4, "joining": "glue"})
+    assert not result.successful
+    assert robot.parameters() == before
+    assert robot.set_together({"speed_scale": 0.5, "n_action_steps": 4}).successful
+    chunk = robot.wait_for_verdict(Verdict.ACCEPTED)
+    while chunk.n_action_steps != 4:
+        chunk = robot.wait_for_verdict(Verdict.ACCEPTED)
+    assert chunk.step_duration.nanosec == 2 * STEP_S * 1e9  # both of one change, never one without the other
+    assert robot.set_together({"speed_scale": 1.0, "n_action_steps": 0}).successful
+
+
+def test_what_is_dumped_can_be_loaded(active) -> None:
+    robot = active
+    fixed = {entry.name for entry in DECLARATIONS if entry.read_only}
+    dumped = robot.parameters()
+    assert {entry.name for entry in DECLARATIONS} <= set(dumped)
+    live = {name: value for name, value in dumped.items() if name in {e.name for e in DECLARATIONS} - fixed}
+    for name, value in live.items():
+        assert robot.set_parameter(name, value).successful, name
+    assert robot.parameters() == dumped
+    robot.wait_for_verdict(Verdict.ACCEPTED)
+
+
+def test_every_parameter_is_described_with_its_range_or_its_choices() -> None:
+    for entry in DECLARATIONS:
+        descriptor = entry.descriptor()
+        assert descriptor.description.endswith("."), entry.name
+        assert descriptor.read_only == entry.read_only
+        number = isinstance(entry.default, int | float) and not isinstance(entry.default, bool)
+        assert bool(descriptor.integer_range or descriptor.floating_point_range) == number, entry.name
+        if entry.choices:
+            assert all(choice in descriptor.additional_constraints for choice in entry.choices)
+
+
+def test_the_configuration_file_lists_every_parameter_with_its_default() -> None:
+    document = yaml.safe_load((Path(__file__).parents[1] / "config/dit_policy.yaml").read_text())
+    assert document["/**/dit_policy"]["ros__parameters"] == {entry.name: entry.default for entry in DECLARATIONS}
 
 
 def test_the_sampler_changes_while_it_runs(active) -> None:
@@ -179,6 +236,188 @@ def test_the_sampler_changes_while_it_runs(active) -> None:
     assert robot.set_parameter("sampler", "heun").successful
     robot.wait_for_verdict(Verdict.ACCEPTED)
     assert robot.set_parameter("sampler", "").successful
+
+
+def test_the_way_of_joining_changes_while_it_runs_and_the_seam_is_told(active) -> None:
+    robot = active
+    for joining in ("blend", "rtc", "replace"):
+        assert robot.set_parameter("joining", joining).successful
+        chunk = robot.wait_for_verdict(Verdict.ACCEPTED)
+        while chunk.joining != joining or math.isnan(chunk.seam_velocity):  # until one takes over from another
+            chunk = robot.wait_for_verdict(Verdict.ACCEPTED)
+        assert chunk.sent
+        assert 0 <= chunk.seam_position < 0.1  # the policy keeps within 2 mrad of the arm
+        assert (chunk.steps_committed > 0) <= (joining == "rtc")
+
+
+def test_a_dry_run_does_everything_but_command(active) -> None:
+    robot = active
+    assert robot.set_parameter("dry_run", True).successful
+    wait_for(lambda: not robot.wait_for_verdict(Verdict.ACCEPTED).sent, "a chunk that is accepted and not sent")
+    sent = len(robot.trajectories)
+    predicted = len(robot.predicted)
+    for _ in range(3):
+        assert not robot.wait_for_verdict(Verdict.ACCEPTED).sent
+    assert len(robot.trajectories) == sent
+    wait_for(lambda: len(robot.predicted) > predicted, "the prediction is still told")
+    wait_for(lambda: robot.status.dry_run and not robot.status.moving, "the status says that it is a dry run")
+    assert robot.set_parameter("dry_run", False).successful
+    wait_for(lambda: len(robot.trajectories) > sent, "commands again")
+
+
+def test_after_a_fault_the_arm_waits_for_resume_if_recovery_is_manual(active) -> None:
+    robot = active
+    answer = robot.resume()
+    assert not answer.success
+    assert "no fault" in answer.message
+    assert robot.set_parameter("recovery", "manual").successful
+    robot.wait_for_verdict(Verdict.ACCEPTED)
+    robot.silent = {"wrist"}
+    wait_for(lambda: robot.status.fault == PolicyStatus.FAULT_INPUT, "the status names the fault")
+    assert "wrist_camera/image_raw/compressed" in robot.status.fault_reason
+    wait_for(lambda: is_stop(robot.trajectories[-1]), "the arm is braked")
+    answer = robot.resume()
+    assert not answer.success
+    assert "wrist_camera/image_raw/compressed" in answer.message
+    robot.silent = set()
+    sent = len(robot.trajectories)
+    wait_for(lambda: robot.resume().success, "resume is possible once the camera is back")
+    # Nothing had been sent until then, however long the camera had been back.
+    assert len(robot.trajectories) <= sent + 1
+    robot.wait_for_verdict(Verdict.ACCEPTED)
+    wait_for(lambda: robot.status.fault == PolicyStatus.FAULT_NONE, "the status says that it is over")
+    assert robot.set_parameter("recovery", "automatic").successful
+
+
+def test_heartbeats_count_up_and_tell_whether_the_arm_moves(active) -> None:
+    robot = active
+    first = len(robot.heartbeats)
+    wait_for(lambda: len(robot.heartbeats) > first + 20, "heartbeats come")
+    numbers = [beat.sequence for beat in robot.heartbeats[first:]]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert all(0.02 <= beat.period <= 0.1 for beat in robot.heartbeats)
+    wait_for(lambda: robot.heartbeats[-1].moving, "one says that the arm moves")
+    assert robot.transition("deactivate")
+    wait_for(lambda: not robot.heartbeats[-1].moving, "one says that it rests")
+    assert robot.transition("activate")
+
+
+def test_predicted_and_commanded_joints_are_near_each_other_and_the_arm(active) -> None:
+    robot = active
+    robot.predicted.clear()
+    robot.commanded.clear()
+    wait_for(lambda: len(robot.predicted) > 5 and len(robot.commanded) > 5, "both are told")
+    measured = [robot.positions[name] for name in robot.embodiment.action_joints]
+    for message in (robot.predicted[-1], robot.commanded[-1]):
+        assert message.name == list(robot.embodiment.action_joints)
+        np.testing.assert_allclose(message.position, measured, atol=0.01)
+        assert message.header.stamp.sec > 0
+
+
+def test_the_status_is_latched_for_those_who_come_late(active) -> None:
+    infos = active.node.get_publishers_info_by_topic("dit_policy/status")
+    assert [info.qos_profile.durability for info in infos] == [DurabilityPolicy.TRANSIENT_LOCAL]
+
+
+def test_the_instruction_is_a_parameter_too(active) -> None:
+    robot = active
+    assert robot.set_parameter("instruction", INSTRUCTIONS[1]).successful
+    while robot.wait_for_verdict(Verdict.ACCEPTED).instruction != INSTRUCTIONS[1]:
+        pass
+    assert robot.set_instruction(INSTRUCTIONS[0]).success
+    wait_for(lambda: robot.parameters()["instruction"] == INSTRUCTIONS[0], "the service's is written back")
+    while robot.wait_for_verdict(Verdict.ACCEPTED).instruction != INSTRUCTIONS[0]:
+        pass
+
+
+def test_a_chunk_sampled_for_another_instruction_is_not_sent(active) -> None:
+    robot = active
+    seen = len(robot.chunks)
+    others = itertools.cycle(INSTRUCTIONS[:2])
+
+    def superseded() -> object:
+        robot.instruct(next(others))
+        return [chunk for chunk in robot.chunks[seen:] if chunk.verdict == Verdict.SUPERSEDED]
+
+    chunk = wait_for(superseded, "a chunk is superseded")[0]
+    assert not chunk.sent
+    assert "the instruction changed to" in chunk.reason
+    robot.instruct(INSTRUCTIONS[0])
+    while robot.wait_for_verdict(Verdict.ACCEPTED).instruction != INSTRUCTIONS[0]:
+        pass
+
+
+def test_the_action_runs_with_feedback_until_it_is_cancelled(active) -> None:
+    robot = active
+    goal = robot.execute(INSTRUCTIONS[1])
+    assert goal.accepted
+    wait_for(lambda: goal.feedback and goal.feedback[-1].chunks_sent >= 3, "feedback of three chunks")
+    last = goal.feedback[-1]
+    assert last.verdict == Verdict.ACCEPTED
+    assert last.elapsed.sec + last.elapsed.nanosec > 0
+    assert last.latency.sec + last.latency.nanosec > 0
+    wait_for(lambda: robot.status.instruction == INSTRUCTIONS[1], "its instruction is in force")
+    goal.cancel()
+    status, result = goal.wait()
+    assert (status, result.code) == (GoalStatus.STATUS_CANCELED, ExecuteInstruction.Result.CANCELED)
+    assert result.chunks_sent >= 3
+    wait_for(lambda: is_stop(robot.trajectories[-1]), "the arm is braked")
+    assert "no instruction" in refused(robot, Verdict.INPUT_MISSING)
+    wait_for(lambda: robot.parameters()["instruction"] == "", "the parameter is emptied")
+    assert robot.set_instruction(INSTRUCTIONS[0]).success  # and the next one starts the arm again
+    robot.wait_for_verdict(Verdict.ACCEPTED)
+
+
+def test_the_action_succeeds_at_its_time_limit_with_the_arm_at_rest(active) -> None:
+    robot = active
+    goal = robot.execute(INSTRUCTIONS[1], time_limit=1)
+    status, result = goal.wait()
+    assert (status, result.code) == (GoalStatus.STATUS_SUCCEEDED, ExecuteInstruction.Result.TIME_LIMIT)
+    assert "1.0 s" in result.message
+    wait_for(lambda: is_stop(robot.trajectories[-1]), "the arm is braked")
+    refused(robot, Verdict.INPUT_MISSING)
+
+
+def test_another_goal_and_another_instruction_preempt_the_action(active) -> None:
+    robot = active
+    first = robot.execute(INSTRUCTIONS[1])
+    second = robot.execute(INSTRUCTIONS[1])
+    status, result = first.wait()
+    assert (status, result.code) == (GoalStatus.STATUS_ABORTED, ExecuteInstruction.Result.PREEMPTED)
+    assert robot.set_instruction(INSTRUCTIONS[0]).success
+    status, result = second.wait()
+    assert (status, result.code) == (GoalStatus.STATUS_ABORTED, ExecuteInstruction.Result.PREEMPTED)
+    assert INSTRUCTIONS[0] in result.message
+    robot.wait_for_verdict(Verdict.ACCEPTED)  # the arm follows the instruction that came
+
+
+def test_a_fault_ends_the_action_if_somebody_must_resume(active) -> None:
+    robot = active
+    assert robot.set_parameter("recovery", "manual").successful
+    goal = robot.execute(INSTRUCTIONS[1])
+    wait_for(lambda: goal.feedback and goal.feedback[-1].chunks_sent >= 1, "a chunk is sent")
+    robot.silent = {"workspace"}
+    status, result = goal.wait()
+    assert (status, result.code) == (GoalStatus.STATUS_ABORTED, ExecuteInstruction.Result.FAULT)
+    assert "workspace_camera/image_raw" in result.message
+    assert not robot.execute(INSTRUCTIONS[1]).accepted
+    robot.wait_for_log("a fault has not been resumed from")
+    robot.silent = set()
+    wait_for(lambda: robot.resume().success, "resume is possible once the camera is back")
+    assert robot.set_parameter("recovery", "automatic").successful
+
+
+def test_goals_that_cannot_be_run_are_rejected(active) -> None:
+    robot = active
+    assert not robot.execute("  ").accepted
+    robot.wait_for_log("its instruction is empty")
+    goal = robot.execute(INSTRUCTIONS[1])
+    assert robot.transition("deactivate")
+    status, result = goal.wait()
+    assert (status, result.code) == (GoalStatus.STATUS_ABORTED, ExecuteInstruction.Result.DEACTIVATED)
+    assert not robot.execute(INSTRUCTIONS[1]).accepted
+    robot.wait_for_log("the node is not active")
+    assert robot.transition("activate")
 
 
 def test_a_camera_that_stops_stops_the_chunks(active) -> None:
@@ -265,16 +504,21 @@ def test_diagnostics_count_what_was_refused(active) -> None:
     refused(active, Verdict.INPUT_STALE)
 
     def told() -> object:
-        return [a.status[0] for a in arrays if a.status[0].level == a.status[0].ERROR]
+        statuses = [array.status[0] for array in arrays]
+        values = {pair.key: pair.value for pair in statuses[-1].values} if statuses else {}
+        counted = int(values.get("verdict.input_stale", 0)) >= 1
+        return (statuses[-1], values) if counted and statuses[-1].level == statuses[-1].ERROR else None
 
-    status = wait_for(told, "an error in /diagnostics")[-1]
+    status, values = wait_for(told, "an error in /diagnostics, with the refusals counted")
     active.node.destroy_subscription(subscription)
-    values = {pair.key: pair.value for pair in status.values}
-    assert int(values["verdict.input_stale"]) >= 1
     assert values["fault"] == "input"
     assert int(values["verdict.accepted"]) >= 1
     assert values["fast_path.transformer"].startswith("in use: the actions differ by")
     assert "ResNet" in values["fast_path.vision"]
+    assert float(values["input.wrist.rate"]) > 1
+    assert float(values["input.workspace.age"]) > 0.3
+    assert float(values["inference_p99"]) >= float(values["inference_p50"]) > 0
+    assert float(values["beat.lateness_p99.idle"]) >= 0
     assert "workspace_camera/image_raw" in status.message
 
 

@@ -170,13 +170,13 @@ class Motion:
             if directive.request is not None:
                 self.worker.submit(partial(self._session.pipeline.sample, directive.request))
             self._arm.beat(now_ns)
-            due_in = conductor.due_in(now_ns)
+            due_in, text = conductor.due_in(now_ns), conductor.instruction
         self._see_fault()
         if directive.refusal is not None:
             self._conclude(directive.refusal, now_ns)
         if self._fresh_image and self._encode_ahead and due_in * self._session.embodiment.fps < _AHEAD_STEPS:
-            sampling, text = self._settings.sampling, self._session.conductor.instruction
-            self._fresh_image = not self.worker.offer(partial(self._session.pipeline.encode_ahead, text, sampling))
+            ahead = partial(self._session.pipeline.encode_ahead, text, self._settings.sampling)
+            self._fresh_image = not self.worker.offer(ahead)
 
     def _troubles(self, now_ns: int) -> list[Trouble]:
         found = [trouble for watch in self._watches for trouble in watch.check(now_ns)]

@@ -19,6 +19,7 @@ def main(args: Sequence[str] | None = None) -> None:
     # A thread that computes in Python may hold the others up by so much; the default of 5 ms is half a beat.
     sys.setswitchinterval(_SWITCH_S)
 
+    from rclpy.exceptions import ParameterException
     from rclpy.node import Node
 
     from dit_policy_ros.nodes.lifecycle import PolicyNode
@@ -28,7 +29,10 @@ def main(args: Sequence[str] | None = None) -> None:
         assert isinstance(node, PolicyNode)
         node.finish()
 
-    run_node(PolicyNode, finish, args)
+    try:
+        run_node(PolicyNode, finish, args)
+    except (ParameterException, ValueError) as error:  # of the parameters given at the start
+        sys.exit(f"policy_node: {error}")
     if any(thread.name == "inference" for thread in threading.enumerate()):
         print("policy_node: the inference has not ended; the process is ended without it", file=sys.stderr, flush=True)
         os._exit(1)  # Python would wait for the thread

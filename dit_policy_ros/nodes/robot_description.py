@@ -9,6 +9,7 @@ from std_msgs.msg import String
 
 from dit_policy_ros.embodiment import Embodiment, JointLimits
 from dit_policy_ros.nodes.instructions import LATCHED
+from dit_policy_ros.runtime.urdf import UrdfError, limits_from_urdf
 
 
 class RobotDescription:
@@ -27,9 +28,10 @@ class RobotDescription:
                 f"limits_from is robot_description, and none came yet on '{self.topic}': is robot_state_publisher "
                 "running, in this namespace?"
             )
-        from dit_policy_ros.runtime.urdf import limits_from_urdf
-
-        return limits_from_urdf(self._xml, embodiment.action_joints, embodiment.limits)
+        try:
+            return limits_from_urdf(self._xml, embodiment.action_joints, embodiment.limits)
+        except UrdfError as error:
+            raise ValueError(f"the URDF on '{self.topic}' does not do for limits_from: {error}") from error
 
     def _hear(self, message: String) -> None:
         if message.data != self._xml:

@@ -49,6 +49,14 @@ def test_a_row_due_too_soon_goes_too(now_ms: int, lead: float | None, dropped: i
     assert (times > (0.05 if lead is None else lead)).all()
 
 
+def test_at_high_rates_the_lead_is_more_than_half_a_step() -> None:
+    """Rows 10 ms apart: what a controller's take-up varies by, a few ms, must stay small against the first segment."""
+    positions, times, dropped = drop_elapsed(chunk(step_duration=0.01), STAMP + 5 * MS)
+    assert dropped == 2  # due in 5 and 15 ms
+    assert times == pytest.approx([0.025, 0.035, 0.045])
+    assert positions[:, 0].tolist() == [2, 3, 4]
+
+
 def test_nothing_is_left_of_an_old_chunk() -> None:
     positions, times, dropped = drop_elapsed(chunk(), STAMP + 10_000 * MS)
     assert positions.shape == (0, 2)

@@ -434,7 +434,7 @@ class Conductor:
         reference, *others = self.course.starts(reference_ns)
         start = self._start_of_stop(reference, now_ns)
         trajectory = stop(self._embodiment.action_joints, start, self._gate.limits, others)
-        self.course = Course.follow(trajectory, start, now_ns, self.course)
+        self.course = Course.follow(trajectory, start, now_ns, self.course, others)
         self._takeover_ns = None
         return trajectory
 

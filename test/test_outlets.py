@@ -315,7 +315,7 @@ def send_goal(outlet: ActionOutlet, server: Server) -> Any:
     known = len(server.goals)
     outlet.send(a_trajectory(), 0, REST)
     wait_for(lambda: len(server.goals) > known, "the goal")
-    assert outlet.flush(20.0)
+    wait_for(lambda: outlet._asked_s is None, "its answer")
     return server.goals[-1]
 
 
@@ -363,6 +363,18 @@ def test_trouble_is_told_at_least_once(action: tuple[ActionOutlet, Server]) -> N
     wait_for(lambda: outlet._trouble is not None, "the result")
     send_goal(outlet, server)  # before anybody asked
     assert "PATH_TOLERANCE_VIOLATED" in the_trouble(outlet).reason
+
+
+def test_flush_ends_where_no_answer_can_be_heard(us: Peer, them: Peer) -> None:
+    group = a_group("follow_joint_trajectory")
+    server, deaf = Server(them, group), Node("deaf", context=us.node.context)  # nobody spins it
+    outlet = ActionOutlet(deaf, group)
+    until_matched(outlet)
+    outlet.send(a_trajectory(), 0, REST)
+    assert outlet.flush(20.0)
+    wait_for(lambda: server.goals, "the goal")
+    outlet.close()
+    deaf.destroy_node()
 
 
 def test_a_goal_that_nobody_answers_is_trouble(us: Peer) -> None:

@@ -30,6 +30,7 @@ from dit_policy_ros.runtime.trajectory import Point, Trajectory
 
 ANSWER_S = 1.0  # within which a controller accepts or refuses a goal
 _POLL_S = 0.005
+_FLUSH_S = 0.1
 _REMEMBERED = 64  # goals
 _ACTIVE = (GoalStatus.STATUS_ACCEPTED, GoalStatus.STATUS_EXECUTING, GoalStatus.STATUS_CANCELING)
 _ENDS = {
@@ -127,11 +128,14 @@ class ActionOutlet:
         """Nothing: a goal is whole."""
 
     def flush(self, timeout: float) -> bool:
-        """Wait until the newest goal is answered, which takes an executor in another thread to be seen."""
-        deadline = time.monotonic() + timeout
+        """Wait until the newest goal is answered, but not long: called by the executor's thread, it cannot hear that.
+
+        True as well if there is a server that the goal, a reliable request, is on its way to.
+        """
+        deadline = time.monotonic() + min(timeout, _FLUSH_S)
         while self._asked_s is not None:
             if time.monotonic() > deadline:
-                return False
+                return self._goals.service_is_ready()
             time.sleep(_POLL_S)
         return True
 

@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from dit_policy_msgs.msg import PolicyStatus
 from fault_robot import FaultRobot
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.srv import ChangeState, GetState
 from policy_fixtures import INSTRUCTIONS, demo_config, make_stats
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
@@ -94,10 +95,23 @@ class Stage:
                 "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
             },
         )
+        self._wait_for_answer()
         for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
             request = ChangeState.Request(transition=Transition(id=transition))
             answer = self.call(ChangeState, "/dit_policy/change_state", request, 120.0)
             assert answer.success, self.node.last_lines()
+
+    def _wait_for_answer(self) -> None:
+        """Until the node answers: a service of one that was killed looks ready for seconds, and answers nothing."""
+
+        def answers() -> bool:
+            self.node.check()
+            with suppress(AssertionError):
+                self.call(GetState, "/dit_policy/get_state", GetState.Request(), 2.0)
+                return True
+            return False
+
+        wait_for(answers, "the policy node answers", 120.0)
 
     def close(self) -> None:
         """End all processes."""

@@ -302,11 +302,6 @@ def test_position_margin() -> None:
     decision = check(rows, gate, **here)
     assert decision.verdict is Verdict.POSITION_LIMIT
     assert decision.reason.startswith("panda_joint1 at step 0 is 2.8800, outside [-2.877")
-    assert gate.margin_problem(0.02) is None
-    # The narrowest range is joint 4's, 3.002.
-    assert gate.margin_problem(1.6) == (
-        "a position margin of 1.6 leaves panda_joint4 no room between its limits -3.0718 and -0.0698"
-    )
 
 
 def test_other_limits() -> None:

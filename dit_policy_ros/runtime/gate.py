@@ -118,16 +118,6 @@ class Gate:
             raise ValueError(f"no limits are given for {', '.join(missing)}")
         self._limits = {joint: limits[joint] for joint in self._joints}
 
-    def margin_problem(self, position_margin: float) -> str | None:
-        """Why a position margin cannot be used, in a sentence; None if it can: some joint would have no room left."""
-        for joint, limits in self._limits.items():
-            if 2 * position_margin >= limits.upper - limits.lower:
-                return (
-                    f"a position margin of {position_margin} leaves {joint} no room between its limits "
-                    f"{limits.lower} and {limits.upper}"
-                )
-        return None
-
     def clamp(self, rows: np.ndarray) -> tuple[np.ndarray, int]:
         """The rows (n, A) brought into the position limits, margin included, and how many values that changed.
 

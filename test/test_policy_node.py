@@ -24,7 +24,8 @@ from action_msgs.msg import GoalStatus
 from dit_policy_msgs.action import ExecuteInstruction
 from dit_policy_msgs.msg import PolicyStatus
 from rclpy.qos import DurabilityPolicy
-from robot import Robot, wait_for
+from robot import LATCHED, Robot, wait_for
+from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from dit_policy_ros.embodiment import Embodiment
@@ -578,6 +579,56 @@ def test_configure_fails_with_the_reason_and_leaves_the_node_unconfigured(checkp
         assert status == 0, how
 
 
+WRONG_FROM_THE_START = {
+    "joining": ("glue", "one of replace, blend, rtc"),
+    "speed_scale": (7.5, "speed_scale"),
+    "warmup_chunks": (0, "warmup_chunks"),
+}
+
+
+@pytest.mark.timeout(180)
+def test_a_parameter_that_is_wrong_from_the_start_ends_the_node_with_a_sentence(tmp_path: Path) -> None:
+    children = {
+        name: start_node(tmp_path / f"{name}.log", f"/wrong_{name}", **{name: value})
+        for name, (value, _) in WRONG_FROM_THE_START.items()
+    }
+    for name, child in children.items():
+        assert child.wait(120) == 1, name
+        log = child.log.read_text()
+        assert WRONG_FROM_THE_START[name][1] in log, name
+        assert "Traceback" not in log, name
+
+
+URDF = """<robot name="arm">{}</robot>"""
+JOINT = (
+    '<joint name="panda_joint{n}" type="revolute"><parent link="l{n}"/><child link="m{n}"/>'
+    '<limit lower="{lower}" upper="{upper}" velocity="2.0" effort="9"/></joint>'
+)
+
+
+@pytest.mark.timeout(180)
+def test_the_limits_of_the_urdf_are_waited_for_and_hold(checkpoint: Path, tmp_path: Path) -> None:
+    robot = Robot(Embodiment.load(EMBODIMENT), "/urdf")
+    child = start_node(tmp_path / "node.log", "/urdf", checkpoint=checkpoint, limits_from="robot_description")
+    try:
+        assert robot.transition("configure"), child.last_lines()
+        assert not robot.transition("activate")
+        robot.wait_for_log("none came yet on '/urdf/robot_description'")
+        # Joint 4 rests at -1.5, which this robot does not reach.
+        joints = [JOINT.format(n=n, lower=-1.0 if n == 4 else -2.5, upper=2.5) for n in range(1, 8)]
+        publisher = robot.node.create_publisher(String, "robot_description", LATCHED)
+        publisher.publish(String(data=URDF.format("".join(joints))))
+        robot.instruct(INSTRUCTIONS[0])
+        wait_for(lambda: robot.transition("activate"), "the node becomes active", 60.0)
+        chunk = robot.wait_for_verdict(Verdict.POSITION_LIMIT)
+        assert "panda_joint4" in chunk.reason
+        assert robot.trajectories == []
+    finally:
+        robot.close()
+        assert child.stop() == 0
+    assert "Traceback" not in child.log.read_text()
+
+
 @pytest.mark.timeout(240)
 def test_signals_stop_the_arm_and_end_with_zero_in_every_state(checkpoint: Path, tmp_path: Path) -> None:
 
@@ -601,6 +652,7 @@ def test_signals_stop_the_arm_and_end_with_zero_in_every_state(checkpoint: Path,
             if state == "active":
                 stop = wait_for(lambda robot=robot: is_stop(robot.trajectories[-1]), "the last message is a stop")
                 assert stop
+                wait_for(lambda robot=robot: not robot.heartbeats[-1].moving, "the last heartbeat says that it rests")
             else:
                 assert robot.trajectories == []
         finally:

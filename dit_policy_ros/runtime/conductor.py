@@ -38,6 +38,7 @@ OnFault = Literal["stop", "finish_chunk"]
 Recovery = Literal["manual", "automatic"]
 
 QUIET_NS = 500_000_000  # nothing may have been wrong for so long before the arm moves again by itself
+_COMMAND_LATENCY = 0.04  # s, from the measuring of the arm to a controller's taking up a command, at the most
 _KEPT_LATENCIES = 200
 _INPUT_VERDICTS = (Verdict.INPUT_MISSING, Verdict.INPUT_STALE, Verdict.INPUT_SKEWED, Verdict.INPUT_INVALID)
 _NS = 1_000_000_000
@@ -331,9 +332,7 @@ class Conductor:
         outcome = self._outcome(sampled, now_ns)
         if sampled.chunk is not None:
             self._note_latency((now_ns - made_ns) / _NS)
-        if outcome.trajectory is not None:
-            self._adopt(outcome, now_ns)
-        else:
+        if outcome.trajectory is None:
             superseded = outcome.decision.verdict is Verdict.SUPERSEDED
             self._retry_ns = None if superseded else now_ns + _NS // self._embodiment.fps
             # An arm that rests may wait for its cameras as long as it takes.
@@ -383,13 +382,12 @@ class Conductor:
         course = self.course if self.moving(now_ns) else None
         if outcome.request.joining == "blend" and course is not None and outcome.request.keep_rest:
             rows = blend(rows, chunk.due_times_ns[dropped:], course)
-        # A controller starts from its last reference or from the measured arm, as it is configured: both must be safe.
-        starts = [measured] if self.course is None else [*self.course.starts(now_ns), measured]
+        starts = self._starts(measured, now_ns)
         admission = self._gate.admit(
             rows, times, chunk.joint_names, starts, measured.position, chunk.observation_stamp_ns, now_ns
         )
         trajectory = admission.trajectory
-        return replace(
+        outcome = replace(
             outcome,
             decision=admission.decision,
             chunk=chunk,
@@ -399,17 +397,29 @@ class Conductor:
             seam=None if trajectory is None or course is None else seam(course, trajectory, now_ns),
             clamped=clamped,
         )
+        if trajectory is not None:
+            self._adopt(outcome, chunk, trajectory, starts, now_ns)
+        return outcome
 
-    def _adopt(self, outcome: Outcome, now_ns: int) -> None:
+    def _starts(self, measured: Point, now_ns: int) -> list[Point]:
+        """Where a controller may start from: its last reference, if the course tells one, or the measured arm.
+
+        Which of the two it is depends on its configuration, so both must be safe; so must the measured arm as it will
+        be when the message has arrived.
+        """
+        assert measured.velocity is not None
+        later = replace(measured, position=measured.position + measured.velocity * _COMMAND_LATENCY)
+        return [*(self.course.starts(now_ns) if self.course is not None else ()), measured, later]
+
+    def _adopt(
+        self, outcome: Outcome, chunk: Chunk, trajectory: Trajectory, starts: Sequence[Point], now_ns: int
+    ) -> None:
         """The chunk is accepted: from now on the arm follows it."""
-        assert outcome.chunk is not None
-        assert outcome.trajectory is not None
-        chunk, counts = outcome.chunk, self.counts
+        counts = self.counts
         if self._takeover_ns is not None and now_ns > self._takeover_ns and outcome.request.course is not None:
             counts.deadlines_missed += 1
         if outcome.sent:
-            start = self.course.at(now_ns) if self.course is not None else self._measured(now_ns)
-            self.course = Course.follow(outcome.trajectory, start, now_ns, self.course)
+            self.course = Course.follow(trajectory, starts[0], now_ns, self.course, starts[1:])
         self.chunk = chunk
         self._takeover_ns = chunk.begin_ns + round(chunk.n_action_steps * chunk.step_duration * _NS)
         self._retry_ns = None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 
 from dit_policy_ros.runtime.commands import Execution
-from dit_policy_ros.runtime.trajectory import Point, Trajectory, peaks
+from dit_policy_ros.runtime.trajectory import Peaks, Point, Trajectory, parts, peaks
 
 JITTER_NS = 5_000_000
 """How much later or earlier than usual a controller takes up a message: its cycle, and what the network varies by."""
@@ -110,35 +110,44 @@ class Course:
         are the corners of the positions and the velocities that this leaves possible, joint by joint: what holds for
         a cubic from each of them holds for one from any state between them, since the cubic is linear in its start.
         """
-        ranges = self._ranges(now_ns - JITTER_NS, now_ns + JITTER_NS)
-        lowest, highest, slowest, fastest = (np.array(values) for values in zip(*ranges, strict=True))
-        positions, velocities = (lowest.min(axis=0), highest.max(axis=0)), (slowest.min(axis=0), fastest.max(axis=0))
+        found = self._peaks(now_ns - JITTER_NS, now_ns + JITTER_NS)
+        positions = found.lowest.min(axis=0), found.highest.max(axis=0)
+        velocities = found.slowest.min(axis=0), found.fastest.max(axis=0)
         corners = [Point(now_ns, position, velocity) for position in positions for velocity in velocities]
         return (self.at(now_ns), *corners)
 
-    def _ranges(self, from_ns: int, to_ns: int) -> Iterator[_Range]:
-        """Lowest and highest position and velocity between two times, of each way that a controller may have taken."""
-        first_knot_ns = self.execution.knots[0].time_ns
-        yield _range(self.execution, max(from_ns, self.start_ns), max(to_ns, self.start_ns))
-        if from_ns >= first_knot_ns:
-            return
-        for origin in self.origins:
-            if from_ns < self.start_ns:  # it may not have been taken up yet
-                yield origin.position, origin.position, _velocity(origin), _velocity(origin)
-            # Either the controller's first segment begins now, or with the state and time of its last cycle.
-            for begin_ns in (self.start_ns, self.start_ns - JITTER_NS):
-                way = Execution(replace(_complete(origin), time_ns=begin_ns), self.execution.knots[:1])
-                yield _range(way, max(from_ns, begin_ns), min(max(to_ns, begin_ns), first_knot_ns))
+    def _peaks(self, from_ns: int, to_ns: int) -> Peaks:
+        """The extremes between two times of each way that a controller may have taken, a row each."""
+        found = [_peaks_of(self.execution, max(from_ns, self.start_ns), max(to_ns, self.start_ns))]
+        if from_ns < self.execution.knots[0].time_ns:
+            found.append(self._first_segments(from_ns, to_ns))
+        if from_ns < self.start_ns:  # it may not have been taken up yet
+            positions = np.array([origin.position for origin in self.origins])
+            velocities = np.array([_velocity(origin) for origin in self.origins])
+            found.append(Peaks(positions, positions, velocities, velocities))
+        names = ("lowest", "highest", "slowest", "fastest")
+        return Peaks(*(np.vstack([getattr(each, name) for each in found]) for name in names))
+
+    def _first_segments(self, from_ns: int, to_ns: int) -> Peaks:
+        """The same of the first segment alone, from each origin."""
+        knot, origins = self.execution.knots[0], self.origins
+        # Either the controller's first segment begins now, or with the state and time of its last cycle.
+        begin_ns = np.repeat([self.start_ns, self.start_ns - JITTER_NS], len(origins))
+        end_ns = np.full_like(begin_ns, knot.time_ns)
+        spans_ns = np.maximum(from_ns, begin_ns), np.minimum(np.maximum(to_ns, begin_ns), end_ns)
+        times, spans = (np.stack(pair, axis=1) - self.start_ns for pair in ((begin_ns, end_ns), spans_ns))
+        positions = np.array([origin.position for origin in origins] * 2)
+        velocities = np.array([_velocity(origin) for origin in origins] * 2)
+        end = np.broadcast_to(knot.position, positions.shape), np.broadcast_to(_velocity(knot), positions.shape)
+        return parts((positions, velocities), end, times / 1e9, spans / 1e9)
 
 
-_Range = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
-def _range(execution: Execution, from_ns: int, to_ns: int) -> _Range:
-    """Lowest and highest position, lowest and highest velocity (J,) of a reference between two times."""
+def _peaks_of(execution: Execution, from_ns: int, to_ns: int) -> Peaks:
+    """The extremes of a reference between two times, a row for each segment between them."""
     first = _complete(execution.sample(from_ns))
     if to_ns <= from_ns:
-        return first.position, first.position, _velocity(first), _velocity(first)
+        position, velocity = first.position[None], _velocity(first)[None]
+        return Peaks(position, position, velocity, velocity)
     inner = [knot.time_ns for knot in execution.knots if from_ns < knot.time_ns < to_ns]
     points = [_complete(execution.sample(t_ns)) for t_ns in (*inner, to_ns)]
     # Between two knots a part of a cubic is the cubic through its own ends.
@@ -148,8 +157,7 @@ def _range(execution: Execution, from_ns: int, to_ns: int) -> _Range:
         np.array([point.position for point in points]),
         np.array([point.velocity for point in points]),
     )
-    found = peaks(first, part)
-    return found.lowest.min(axis=0), found.highest.max(axis=0), found.slowest.min(axis=0), found.fastest.max(axis=0)
+    return peaks(first, part)
 
 
 def _velocity(point: Point) -> np.ndarray:

@@ -222,6 +222,26 @@ def approaches(starts: Sequence[Point], trajectory: Trajectory, longer: Sequence
     return _segment_peaks(begins, before, ends, np.broadcast_to(trajectory.velocities[0], begins.shape), duration)
 
 
+def parts(
+    begins: tuple[np.ndarray, np.ndarray], ends: tuple[np.ndarray, np.ndarray], times: np.ndarray, spans: np.ndarray
+) -> Peaks:
+    """The extremes of parts of cubic segments (n, d): begins and ends are their (positions, velocities).
+
+    times (n, 2): when each segment begins and ends, s; spans (n, 2): from when to when it is looked at, within these.
+    """
+    (p0, v0), (p1, v1) = begins, ends
+    duration = np.diff(times)
+    cubic = _coefficients(Point(0, p0, v0), Point(0, p1, v1), duration)
+    first, last = ((spans[:, k : k + 1] - times[:, :1]) / duration for k in (0, 1))
+
+    def speed(u: np.ndarray) -> np.ndarray:
+        return (cubic[1] + u * (2 * cubic[2] + u * 3 * cubic[3])) / duration
+
+    # Between two of its moments a part of a cubic is the cubic through its own ends. One of no length is a moment.
+    span = np.maximum(np.diff(spans), 1e-9)
+    return _segment_peaks(_value(cubic, first), speed(first), _value(cubic, last), speed(last), span)
+
+
 def _refuse_quintic(trajectory: Trajectory) -> None:
     if trajectory.accelerations is not None:
         raise ValueError("peaks are known of linear and cubic segments only; the trajectory carries accelerations")
@@ -263,8 +283,8 @@ def _inside(u: np.ndarray) -> np.ndarray:
 
 
 def _value(polynomial: Sequence[np.ndarray], u: np.ndarray) -> np.ndarray:
-    value = np.zeros_like(u)
-    for coefficient in reversed(polynomial):
+    value = polynomial[-1]
+    for coefficient in reversed(polynomial[:-1]):
         value = value * u + coefficient
     return value
 

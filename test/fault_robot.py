@@ -41,13 +41,17 @@ LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability
 
 @dataclass(frozen=True)
 class Command:
-    """A JointTrajectory that came at `at` (s), with what the controller and the arm did then."""
+    """A JointTrajectory that came at `at` (s), with what the controller and the arm did then.
+
+    heard: whether there was a controller to hear it.
+    """
 
     at: float
     now_ns: int
     message: JointTrajectory
     reference: Point
     measured: Point
+    heard: bool = True
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,8 @@ class FaultRobot:
     def _record(self, message: JointTrajectory) -> None:
         now_ns = self.now_ns()
         measured = Point(now_ns, self._position.copy(), self._velocity.copy())
-        self.commands.append(Command(time.monotonic(), now_ns, message, self._reference, measured))
+        heard = self._controller is not None
+        self.commands.append(Command(time.monotonic(), now_ns, message, self._reference, measured, heard))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         at = time.monotonic()

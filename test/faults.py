@@ -359,7 +359,7 @@ def run(case: Case, stage: Any) -> Row:
     row.unsafe = [
         f"{command.at - since:.3f} s: {reason}"
         for command in commands
-        if (reason := complaint(command, robot.embodiment))
+        if command.heard and (reason := complaint(command, robot.embodiment))
     ]
     row.told = stage.told(since)
     judge_times(case, stage, row, since, rest_since(robot.motion, mended))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,9 +29,10 @@ from robot import LATCHED, Robot, wait_for
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.embodiment import Embodiment, JointLimits
 from dit_policy_ros.nodes.parameters import DECLARATIONS, markdown_table
 from dit_policy_ros.nodes.processes import Child
+from dit_policy_ros.nodes.session import contradiction
 from dit_policy_ros.policy.checkpoint import save_checkpoint
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
@@ -188,6 +190,17 @@ def test_contradictory_parameters_are_rejected_with_a_sentence(active) -> None:
     assert not robot.set_parameter("max_consecutive_rejections", 0).successful
     assert "read" in robot.set_parameter("checkpoint", "elsewhere").reason
     assert f"'{INSTRUCTIONS[0]}' stays in force" in robot.set_parameter("instruction", " ").reason
+
+
+def test_a_margin_that_leaves_a_joint_no_room_is_a_contradiction() -> None:
+    policy = SimpleNamespace(config=demo_config("unused", n_obs_steps=2))
+    limits = {"finger": JointLimits(lower=0.0, upper=0.04, velocity=0.2, acceleration=1.0)}
+    values = {entry.name: entry.default for entry in DECLARATIONS}
+    assert contradiction(values | {"position_margin": 0.01}, policy, limits) is None
+    reason = contradiction(values | {"position_margin": 0.02}, policy, limits)
+    assert reason is not None
+    assert "leaves finger no room" in reason
+    assert "less than 0.02" in reason
 
 
 def test_of_parameters_set_together_a_contradiction_rejects_all(active) -> None:
@@ -520,6 +533,8 @@ def test_diagnostics_count_what_was_refused(active) -> None:
     assert float(values["input.workspace.age"]) > 0.3
     assert float(values["inference_p99"]) >= float(values["inference_p50"]) > 0
     assert float(values["beat.lateness_p99.idle"]) >= 0
+    assert int(values["encoded_ahead"]) >= 1
+    assert values["encoding_failed"] == "0"
     assert "workspace_camera/image_raw" in status.message
 
 

@@ -25,6 +25,8 @@ class Account:
     deadlines_missed: int
     clamped: int
     faults: int
+    encoded_ahead: int  # times that frames were encoded before a chunk asked for them, and how often that failed
+    encoding_failed: int
     budget_steps: float
     latency_p50: float
     latency_p95: float
@@ -48,5 +50,20 @@ class Account:
 
 
 NOTHING_DONE = Account(
-    False, False, None, Counter(), Decision(Verdict.ACCEPTED), 0, 0, 0, 0, 0.0, math.nan, math.nan, math.nan, math.nan
+    running=False,
+    moving=False,
+    fault=None,
+    verdicts=Counter(),
+    last=Decision(Verdict.ACCEPTED),
+    consecutive_rejections=0,
+    deadlines_missed=0,
+    clamped=0,
+    faults=0,
+    encoded_ahead=0,
+    encoding_failed=0,
+    budget_steps=0.0,
+    latency_p50=math.nan,
+    latency_p95=math.nan,
+    latency_p99=math.nan,
+    own_cpu_p50=math.nan,
 )

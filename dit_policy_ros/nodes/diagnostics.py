@@ -49,6 +49,8 @@ def account_values(account: Account) -> dict[str, str]:
         "deadlines_missed": str(account.deadlines_missed),
         "consecutive_rejections": str(account.consecutive_rejections),
         "clamped": str(account.clamped),
+        "encoded_ahead": str(account.encoded_ahead),
+        "encoding_failed": str(account.encoding_failed),
     }
     return values | {f"verdict.{verdict.name.lower()}": str(account.verdicts[verdict]) for verdict in Verdict}
 

@@ -63,6 +63,7 @@ class Motion:
         self._log = log
         self._lock = threading.Lock()  # around the conductor and every command: between two there is none out of turn
         self._fresh_image = False
+        self._encoded_ahead = 0
         self._own_cpu: deque[float] = deque(maxlen=_KEPT_COSTS)
         self._fault: Trouble | None = None
         self._last_verdict = Verdict.ACCEPTED
@@ -140,6 +141,8 @@ class Motion:
                 latency_p50=conductor.latency(50),
                 latency_p95=conductor.latency(95),
                 latency_p99=conductor.latency(99),
+                encoded_ahead=self._encoded_ahead,
+                encoding_failed=self.worker.offers_failed,
                 own_cpu_p50=float(np.median(self._own_cpu)) if self._own_cpu else math.nan,
             )
 
@@ -177,6 +180,7 @@ class Motion:
         if self._fresh_image and self._encode_ahead and due_in * self._session.embodiment.fps < _AHEAD_STEPS:
             ahead = partial(self._session.pipeline.encode_ahead, text, self._settings.sampling)
             self._fresh_image = not self.worker.offer(ahead)
+            self._encoded_ahead += not self._fresh_image
 
     def _troubles(self, now_ns: int) -> list[Trouble]:
         found = [trouble for watch in self._watches for trouble in watch.check(now_ns)]

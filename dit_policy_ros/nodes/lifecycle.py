@@ -272,7 +272,7 @@ class PolicyNode(LifecycleNode):
             return self._instructions.refusal_of_nothing()
         if self._session is None:
             return None
-        return contradiction(values, self._session.policy, self._session.embodiment.limits)
+        return contradiction(values, self._session.policy, self._session.gate.limits)
 
     def _parameters_changed(self, names: Iterable[str]) -> None:
         if self._motion is not None:

@@ -36,7 +36,8 @@ class Telemetry:
         """Publish what is due; now_ns is the node's clock, which stamps, steady_ns the one that does not jump."""
         if steady_ns >= self._heartbeat_due_ns:
             self._heartbeat_due_ns = _next(self._heartbeat_due_ns, steady_ns, self._period_ns)
-            self.live(now_ns, moving=conductor is not None and conductor.moving(now_ns))
+            course = conductor.course if conductor is not None else None  # once: another thread may replace it
+            self.live(now_ns, moving=course is not None and now_ns < course.end_ns)
         if conductor is not None and steady_ns >= self._joints_due_ns:
             self._joints_due_ns = _next(self._joints_due_ns, steady_ns, _JOINTS_PERIOD_NS)
             self._publish_joints(conductor, now_ns)

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,12 +31,14 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from dit_policy_ros.embodiment import Embodiment, JointLimits
+from dit_policy_ros.nodes.account import NOTHING_DONE
 from dit_policy_ros.nodes.parameters import DECLARATIONS, markdown_table
 from dit_policy_ros.nodes.processes import Child
 from dit_policy_ros.nodes.session import contradiction
 from dit_policy_ros.policy.checkpoint import save_checkpoint
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
+from dit_policy_ros.runtime.faults import Fault, Trouble
 from dit_policy_ros.runtime.gate import Verdict
 
 pytestmark = pytest.mark.ros
@@ -507,6 +510,14 @@ def test_deactivate_ends_with_a_stop_and_then_silence(active) -> None:
     assert len(robot.trajectories) <= sent + 1
     assert robot.transition("activate")
     robot.wait_for_verdict(Verdict.ACCEPTED)
+
+
+def test_the_fault_is_told_first_and_then_each_other_kind_of_trouble_once() -> None:
+    late, later = Trouble(Fault.INPUT, "late by 1 s"), Trouble(Fault.INPUT, "late by 2 s")
+    account = replace(NOTHING_DONE, fault=late, troubles=(Trouble(Fault.CLOCK, "jumped"), later))
+    assert account.wrong == "late by 1 s; also: jumped"
+    assert replace(account, fault=None).wrong == "jumped; also: late by 2 s"
+    assert NOTHING_DONE.wrong == ""
 
 
 def test_diagnostics_count_what_was_refused(active) -> None:

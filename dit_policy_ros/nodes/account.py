@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from dit_policy_ros.runtime.faults import Trouble
+from dit_policy_ros.runtime.faults import Fault, Trouble
 from dit_policy_ros.runtime.gate import Decision, Verdict
 
 STALE_VERDICTS = frozenset({Verdict.INPUT_MISSING, Verdict.INPUT_STALE})
@@ -19,6 +19,7 @@ class Account:
     running: bool
     moving: bool
     fault: Trouble | None
+    troubles: tuple[Trouble, ...]  # what is wrong now, become the fault or not
     verdicts: Counter[Verdict]
     last: Decision
     consecutive_rejections: int
@@ -32,6 +33,15 @@ class Account:
     latency_p95: float
     latency_p99: float
     own_cpu_p50: float  # s of CPU that a chunk costs beside encoder and denoising
+
+    @property
+    def wrong(self) -> str:
+        """The fault's sentence and those of all other kinds of trouble there are now; empty if all is well."""
+        first = [self.fault] if self.fault is not None else []
+        by_kind: dict[Fault, str] = {}
+        for trouble in (*first, *self.troubles):
+            by_kind.setdefault(trouble.fault, trouble.reason)
+        return "; also: ".join(by_kind.values())
 
     @property
     def accepted(self) -> int:
@@ -53,6 +63,7 @@ NOTHING_DONE = Account(
     running=False,
     moving=False,
     fault=None,
+    troubles=(),
     verdicts=Counter(),
     last=Decision(Verdict.ACCEPTED),
     consecutive_rejections=0,

@@ -18,13 +18,15 @@ from dit_policy_ros.runtime.streams import StreamStatistics
 
 
 def diagnostic_array(stamp: object, name: str, state: str, account: Account, values: dict[str, str]) -> DiagnosticArray:
-    """One DiagnosticStatus: ERROR with a fault, WARN when the last decision was to refuse, otherwise OK.
+    """One DiagnosticStatus: ERROR with a fault, WARN with trouble or when the last chunk was refused, otherwise OK.
 
     `stamp` is a builtin_interfaces/Time, `state` the lifecycle state's label, `values` further key-value pairs.
     """
     level, message = DiagnosticStatus.OK, state
     if account.fault is not None:
-        level, message = DiagnosticStatus.ERROR, account.fault.reason
+        level, message = DiagnosticStatus.ERROR, account.wrong
+    elif account.running and account.troubles:
+        level, message = DiagnosticStatus.WARN, account.wrong
     elif account.running and not account.last.accepted:
         level, message = DiagnosticStatus.WARN, account.last.reason
     status = DiagnosticStatus(level=level, name=name, message=message, hardware_id=values.get("embodiment", ""))

@@ -17,7 +17,7 @@ from dit_policy_ros.nodes.arm import Arm
 from dit_policy_ros.nodes.parameters import Parameters
 from dit_policy_ros.nodes.session import Session
 from dit_policy_ros.runtime.conductor import Outcome
-from dit_policy_ros.runtime.faults import Trouble
+from dit_policy_ros.runtime.faults import Fault, Trouble
 from dit_policy_ros.runtime.gate import Decision, Verdict
 from dit_policy_ros.runtime.inference import InferenceWorker
 from dit_policy_ros.runtime.pipeline import Sampled
@@ -40,7 +40,7 @@ class Motion:
     """The moving part of a session. `beat` is called by the beat's thread, everything else by the executor's.
 
     `tell(outcome, now_ns)` is called after each decision, by the thread that took it, and `on_fault()` when a fault
-    begins or ends. Closing it ends the inference thread and the outlets.
+    or a kind of trouble begins or ends. Closing it ends the inference thread and the outlets.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Motion:
         self._encoded_ahead = 0
         self._own_cpu: deque[float] = deque(maxlen=_KEPT_COSTS)
         self._fault: Trouble | None = None
+        self._kinds_of_trouble: set[Fault] = set()
         self._last_verdict = Verdict.ACCEPTED
         self.apply(parameters)
         self.worker = InferenceWorker(self._on_result)
@@ -131,6 +132,7 @@ class Motion:
                 running=conductor.running,
                 moving=conductor.moving(self._now_ns()),
                 fault=conductor.fault,
+                troubles=conductor.troubles,
                 verdicts=Counter(counts.verdicts),
                 last=counts.last,
                 consecutive_rejections=counts.consecutive_rejections,
@@ -195,6 +197,10 @@ class Motion:
         self._arm.send(trajectory, course.at(now_ns), now_ns)
 
     def _see_fault(self) -> None:
+        kinds = {trouble.fault for trouble in self._session.conductor.troubles}
+        if kinds != self._kinds_of_trouble:
+            self._kinds_of_trouble = kinds
+            self._on_fault()
         before, fault = self._fault, self._session.conductor.fault
         if fault == before:
             return

@@ -180,6 +180,11 @@ class Conductor:
         self._recover()
         return None
 
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        """What was wrong at the latest tick, whether it became the fault or only holds back the next chunk."""
+        return tuple(self._troubles) if self._running else ()
+
     def moving(self, now_ns: int) -> bool:
         """Whether the controllers have something left to follow."""
         return self.course is not None and now_ns < self.course.end_ns

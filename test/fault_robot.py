@@ -63,7 +63,10 @@ class Heard:
 
 
 class FaultRobot:
-    """Spoil it by its fields; `mend` puts them in order. With `simulated`, it keeps the time, on /clock."""
+    """Spoil it by its fields; `mend` puts them in order. With `simulated`, it keeps the time, on /clock.
+
+    The controller goes by a clock of its own, as hardware does, so that a jump of the time does not move the arm.
+    """
 
     def __init__(self, embodiment: Embodiment, simulated: bool = False) -> None:
         self.embodiment = embodiment
@@ -149,7 +152,7 @@ class FaultRobot:
     def start_controller(self) -> None:
         """It holds the arm where it is until a command comes."""
         subscription = self.node.create_subscription(
-            JointTrajectory, self._topic, lambda message: self._arm.receive(message, self.now_ns()), 50
+            JointTrajectory, self._topic, lambda message: self._arm.receive(message, time.monotonic_ns()), 50
         )
         states = self.node.create_publisher(
             TrajectoryControllerState,
@@ -214,7 +217,7 @@ class FaultRobot:
         if controller is None:
             reference = Point(now_ns, self._position, np.zeros(len(HOME)))
         else:
-            position, velocity, _ = self._arm.update(now_ns, self._position, self._velocity)
+            position, velocity, _ = self._arm.update(time.monotonic_ns(), self._position, self._velocity)
             reference = Point(now_ns, position, velocity)
         before = self._position
         self._position = before + (reference.position - before) * (1 - np.exp(-CYCLE_S / LAG_S))

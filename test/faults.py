@@ -35,6 +35,7 @@ FOLDER = Path("outputs/faults")
 REST_BAR = 0.5  # s
 _NAMESPACE = "FAULTS_NAMESPACE"
 WATCHED = 1.0  # s that the arm is watched at rest, before the fault is mended
+TIMEOUT = 0.5  # s, inference_timeout: the arm still follows its chunk then, which would bring it to rest by itself
 PATIENCE = 15.0  # s for the arm to come to rest
 FLOOD = 3.0  # s
 
@@ -101,7 +102,7 @@ def fifth_refusal(stage: Any, since: float) -> float:
 def inference_timeout(stage: Any, since: float) -> float:
     """The chunk that hangs has been waited for so long."""
     struck = stage.struck_at()
-    return since if struck is None else struck + 1.0
+    return since if struck is None else struck + TIMEOUT
 
 
 def mend_robot(stage: Any) -> None:
@@ -371,6 +372,7 @@ def run(case: Case, stage: Any) -> Row:
 
 def prepare(case: Case, stage: Any) -> None:
     """All in order, the arm moving, the recovery as the case wants it."""
+    assert stage.set_parameter("inference_timeout", TIMEOUT).successful
     for recovery in ("automatic", case.recovery):
         assert stage.set_parameter("recovery", recovery).successful
         stage.wait_until_moving()

@@ -335,3 +335,40 @@ def test_the_steps_that_pass_while_a_moving_arms_chunk_is_sampled_are_dropped() 
         "those of 0.1 and 0.2 s, and that of 0.3 s, which would be due within half a step"
     )
     assert outcome.trajectory.times[0] == pytest.approx((observed_ns + 4e8 - arm.now_ns) / 1e9)
+
+
+def test_after_standing_still_the_arm_is_stopped_only_where_it_is_measured() -> None:
+    arm = Arm()
+    arm.move()
+    arm.ticks(0.3)
+    arm.now_ns += 400_000_000  # the process was suspended; meanwhile the guard has stopped the arm somewhere
+    assert arm.conductor.tick(arm.now_ns, arm.settings).stop is None, "nobody knows where it is"
+    assert arm.conductor.fault.fault is Fault.STALLED
+    assert "0.40 s" in arm.conductor.fault.reason
+    assert not arm.conductor.moving(arm.now_ns)
+
+    arm = Arm()
+    arm.move()
+    arm.ticks(0.3)
+    arm.now_ns += 400_000_000
+    arm.offset = np.full(7, 0.1)
+    stop = arm.tick().stop
+    measured, _ = arm.observations.measured(EMBODIMENT.action_joints, arm.now_ns)
+    np.testing.assert_allclose(stop.positions[-1], measured, atol=0.02)
+    assert arm.conductor.fault.fault is Fault.STALLED
+
+
+def test_inference_that_hangs_is_a_fault_even_when_the_arm_has_come_to_rest_meanwhile() -> None:
+    arm = Arm(inference_timeout=3.0, recovery="manual")
+    arm.move()
+    request = arm.request()
+    arm.ticks(2.5)
+    assert not arm.conductor.moving(arm.now_ns)
+    assert arm.conductor.fault is None
+    arm.ticks(1.0)
+    assert arm.conductor.fault.fault is Fault.INFERENCE
+    assert "ago" in arm.conductor.resume()
+    assert arm.deliver(request).decision.verdict is Verdict.SUPERSEDED
+    arm.tick()
+    assert arm.conductor.resume() is None
+    assert arm.deliver(arm.request()).sent

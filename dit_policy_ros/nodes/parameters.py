@@ -115,10 +115,10 @@ DECLARATIONS: tuple[Declaration, ...] = (
     ),
     Declaration(
         "joining",
-        "replace",
-        "How a chunk is joined to the one in motion: replace (it takes over at once), blend (a weighted mean over the "
-        "steps that both have, as in ACT's temporal ensembling) or rtc (real-time chunking: sampled so that it goes on "
-        "from the steps that will have been executed). Takes effect at the next chunk.",
+        "rtc",
+        "How a chunk joins the one in motion: replace (it takes over at once), blend (a weighted mean over the steps "
+        "that both have, as in ACT's temporal ensembling) or rtc (real-time chunking: sampled so that it goes on from "
+        "the steps that will have been executed). Takes effect at the next chunk.",
         choices=JOININGS,
     ),
     Declaration(

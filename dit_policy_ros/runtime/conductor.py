@@ -40,6 +40,8 @@ Recovery = Literal["manual", "automatic"]
 QUIET_NS = 500_000_000  # nothing may have been wrong for so long before the arm moves again by itself
 _COMMAND_LATENCY = 0.04  # s, from the measuring of the arm to a controller's taking up a command, at the most
 _KEPT_LATENCIES = 200
+_STALL_NS = 200_000_000  # as long as the guard waits by default: from then on it may have stopped the arm
+_EVEN_AT_REST = (Fault.REJECTIONS, Fault.INFERENCE)  # not to be waited out, wherever the arm has come to rest meanwhile
 _INPUT_VERDICTS = (Verdict.INPUT_MISSING, Verdict.INPUT_STALE, Verdict.INPUT_SKEWED, Verdict.INPUT_INVALID)
 _NS = 1_000_000_000
 
@@ -222,12 +224,17 @@ class Conductor:
         if not self._running:
             return Directive()
         self._settings = settings
-        told = _of_clock(self._troubles)
+        told = self._sees(Fault.CLOCK)
         self._troubles = [*troubles, *self._own_troubles(now_ns)]
-        jumped = _of_clock(self._troubles) and not told  # a watchdog tells of one jump for some time
+        jumped = self._sees(Fault.CLOCK) and not told  # a watchdog tells of one jump for some time
         assert self._last_tick_ns is not None
-        # After a jump of the clock the arm is where it was at the last tick, not where the course would have it "now".
-        reference_ns = self._last_tick_ns if jumped or now_ns < self._last_tick_ns else now_ns
+        stalled_ns = now_ns - self._last_tick_ns
+        if stalled_ns > _STALL_NS and not jumped:
+            reason = f"this node stood still for {stalled_ns / _NS:.2f} s: was its process suspended, or starved?"
+            self._troubles.insert(0, Trouble(Fault.STALLED, reason))
+        # What the course says of now does not count: when the clock jumps the arm is where it was at the last tick.
+        lost = jumped or self._sees(Fault.STALLED) or now_ns < self._last_tick_ns
+        reference_ns = self._last_tick_ns if lost else now_ns
         stopping = self._watch(now_ns, reference_ns)
         if reference_ns != now_ns:
             self._start_afresh(now_ns, keep_course=stopping is not None)
@@ -235,6 +242,9 @@ class Conductor:
         if stopping is not None:
             return Directive(stop=stopping)
         return self._next(now_ns)
+
+    def _sees(self, fault: Fault) -> bool:
+        return any(trouble.fault is fault for trouble in self._troubles)
 
     def _own_troubles(self, now_ns: int) -> list[Trouble]:
         found = []
@@ -253,8 +263,8 @@ class Conductor:
         """Turn trouble into the fault, or end the fault; the stop if one is needed."""
         if self._troubles:
             self._troubled_ns = now_ns
-            refused = any(trouble.fault is Fault.REJECTIONS for trouble in self._troubles)
-            if self.fault is None and (self.moving(reference_ns) or refused):
+            lasting = any(trouble.fault in _EVEN_AT_REST for trouble in self._troubles)
+            if self.fault is None and (self.moving(reference_ns) or lasting):
                 self.fault = self._troubles[0]
                 self.counts.faults[self.fault.fault] += 1
                 if self._settings.on_fault == "stop":
@@ -448,28 +458,31 @@ class Conductor:
         assert self.course is not None
         reference, *others = self.course.starts(reference_ns)
         start = self._start_of_stop(reference, now_ns)
+        if start is None:
+            return None
+        if start is not reference:
+            others = []
         trajectory = stop(self._embodiment.action_joints, start, self._gate.limits, others)
         self.course = Course.follow(trajectory, start, now_ns, self.course, others)
         self._takeover_ns = None
         return trajectory
 
-    def _start_of_stop(self, reference: Point, now_ns: int) -> Point:
+    def _start_of_stop(self, reference: Point, now_ns: int) -> Point | None:
         """The course's reference, from which a stop is smooth and which no broken sensor can move.
 
-        Unless the arm is measured far from it: it does not follow, and must not be pulled there.
+        Unless the arm is measured far from it: it does not follow, and must not be pulled there. While this node stood
+        still the guard may have stopped the arm anywhere, so that only the measured arm counts. None if it is not
+        known: left alone, the controllers end at rest by themselves.
         """
+        stalled = self._sees(Fault.STALLED)
         try:
             measured = self._measured(now_ns)
         except (ObservationError, MessageError):
-            return reference
+            return None if stalled else reference
         far = float(np.abs(measured.position - reference.position).max()) > self._gate.max_start_distance
-        if not far or any(trouble.fault is Fault.INPUT for trouble in self._troubles):
+        if not stalled and (not far or self._sees(Fault.INPUT)):
             return reference
         # Faster than it can be is no velocity to go on with.
         limits = np.array([self._gate.limits[joint].velocity for joint in self._embodiment.action_joints])
         assert measured.velocity is not None
         return replace(measured, velocity=np.where(np.abs(measured.velocity) <= limits, measured.velocity, 0.0))
-
-
-def _of_clock(troubles: Sequence[Trouble]) -> bool:
-    return any(trouble.fault is Fault.CLOCK for trouble in troubles)

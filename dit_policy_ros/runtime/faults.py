@@ -17,6 +17,7 @@ class Fault(IntEnum):
     CLOCK = 5  # the clock jumped
     FOREIGN_COMMAND = 6  # somebody else commands the arm
     GUARD = 7  # the guard stopped the arm while this node was out of reach
+    STALLED = 8  # this node itself stood still
 
 
 @dataclass(frozen=True)

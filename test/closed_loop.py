@@ -6,7 +6,7 @@ than real time. What DDS and threads add is measured elsewhere, by `make bench-n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.policy.engine import PolicyEngine
 from dit_policy_ros.runtime.conductor import Conductor, Outcome, Settings
+from dit_policy_ros.runtime.faults import Trouble
 from dit_policy_ros.runtime.gate import Gate
 from dit_policy_ros.runtime.observations import ObservationBuffer
 from dit_policy_ros.runtime.pipeline import ChunkPipeline, Sampled
@@ -40,6 +41,7 @@ class Episode:
     wrong_block: bool = False
     outcomes: list[Outcome] = field(default_factory=list)
     seam_ticks: list[int] = field(default_factory=list)
+    stops: int = 0
     velocities: list[np.ndarray] = field(default_factory=list)
 
 
@@ -52,12 +54,15 @@ class ClosedLoop:
         self._simulation = simulation
         self._latency_ns = round(latency * 1e9)
 
-    def run(self, seed: int, settings: Settings) -> Episode:
-        """One episode, until it has succeeded, spoiled another block, or run out of time."""
+    def run(self, seed: int, settings: Settings, troubles: Callable[[float], list[Trouble]] = lambda _: []) -> Episode:
+        """One episode, until it has succeeded, spoiled another block, or run out of time.
+
+        troubles(seconds): what the watchdogs see at that time since the policy began.
+        """
         episode, target = Episode(), COLOURS[seed % len(COLOURS)]
         self._prepare(seed, instruction_for(target))
         start, succeeded = self._simulation.blocks(), 0.0
-        for seconds in self._ticks(settings, episode):
+        for seconds in self._ticks(settings, episode, troubles):
             result = judge(target, start, self._simulation.blocks())
             succeeded = succeeded + TICK_NS / 1e9 if result.success else 0.0
             if result.wrong_block or succeeded >= SETTLED_S or seconds >= TIME_LIMIT:
@@ -75,13 +80,15 @@ class ClosedLoop:
         self._coming: tuple[int, Sampled] | None = None
         self._conductor.instruct(instruction)
 
-    def _ticks(self, settings: Settings, episode: Episode) -> Iterator[float]:
+    def _ticks(
+        self, settings: Settings, episode: Episode, troubles: Callable[[float], list[Trouble]]
+    ) -> Iterator[float]:
         warm_up = 2 * CAMERA_TICKS  # the streams begin before the policy does
         for tick in range(10**9):
             self._sense(tick)
             if tick == warm_up:
                 self._conductor.start(self._now_ns)
-            self._drive(settings, episode)
+            self._drive(settings, episode, troubles((tick - warm_up) * TICK_NS / 1e9))
             self._actuate()
             episode.velocities.append(self._simulation.qd[self._arm].copy())
             self._simulation.step(TICK_NS / 1e9)
@@ -104,7 +111,7 @@ class ClosedLoop:
         header = SimpleNamespace(stamp=SimpleNamespace(sec=self._now_ns // 10**9, nanosec=self._now_ns % 10**9))
         self._observations.add(topic, self._now_ns, SimpleNamespace(header=header, **fields))
 
-    def _drive(self, settings: Settings, episode: Episode) -> None:
+    def _drive(self, settings: Settings, episode: Episode, troubles: list[Trouble]) -> None:
         if self._coming is not None and self._now_ns >= self._coming[0]:
             sampled, self._coming = self._coming[1], None
             outcome = self._conductor.deliver(sampled, self._now_ns)
@@ -114,11 +121,12 @@ class ClosedLoop:
                 assert outcome.trajectory is not None
                 self._command(outcome.trajectory)
                 episode.seam_ticks.append(len(episode.velocities))
-        directive = self._conductor.tick(self._now_ns, settings)
+        directive = self._conductor.tick(self._now_ns, settings, troubles)
         if directive.request is not None:
             self._coming = self._now_ns + self._latency_ns, self._pipeline.sample(directive.request)
         if directive.stop is not None:
             self._command(directive.stop)
+            episode.stops += 1
 
     def _command(self, trajectory: Trajectory) -> None:
         rejection = self._controller.receive(trajectory_message(trajectory), self._now_ns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,7 +61,7 @@ class Arm:
                 return directive.request
         raise AssertionError(f"no request within {within} s")
 
-    def deliver(self, request: Request, speed: float = 0.1, latency: float = 0.0, **changes: object) -> Outcome | None:
+    def sampled(self, request: Request, speed: float = 0.1, latency: float = 0.0, **changes: object) -> Sampled:
         """A chunk of that request, `latency` s later: joint 1 moves at `speed` rad/s from where the arm is."""
         observed_ns = self.now_ns
         start = HOME if self.conductor.course is None else self.conductor.course.at(self.now_ns).position
@@ -76,7 +77,12 @@ class Arm:
             instruction=request.instruction,
             **fields,
         )
-        return self.conductor.deliver(Sampled(request, chunk), self.now_ns)
+        return Sampled(request, chunk)
+
+    def deliver(self, request: Request, dry_run: bool = False, **chunk: object) -> Outcome | None:
+        """What becomes of `sampled` with these arguments."""
+        sampled = self.sampled(request, **chunk)
+        return self.conductor.deliver(sampled, self.now_ns, dry_run)
 
     def move(self, latency: float = 0.0) -> Outcome:
         """Get the arm moving."""
@@ -241,6 +247,72 @@ def test_inference_that_hangs_is_a_fault_and_its_late_chunk_is_not_sent() -> Non
     assert not outcome.sent
 
 
+@pytest.mark.parametrize("recovery", ["automatic", "manual"])
+def test_a_chunk_asked_for_before_a_fault_is_not_sent_after_it(recovery: str) -> None:
+    arm = Arm(recovery=recovery)
+    arm.move()
+    request = arm.request()
+    assert arm.tick(CAMERA).stop is not None
+    if recovery == "manual":
+        arm.tick()
+        assert arm.conductor.resume() is None
+        assert arm.conductor.moving(arm.now_ns), "still braking"
+    else:
+        arm.ticks(0.6)
+    assert arm.conductor.fault is None
+    outcome = arm.deliver(request)
+    assert outcome.decision.verdict is Verdict.SUPERSEDED
+    assert not outcome.sent
+    assert arm.deliver(arm.request()).sent
+
+
+@pytest.mark.parametrize(
+    ("trouble", "verdict"),
+    [
+        (CAMERA, Verdict.INPUT_INVALID),
+        (Trouble(Fault.FOREIGN_COMMAND, "somebody else commands the wrist"), Verdict.SUPERSEDED),
+        (Trouble(Fault.CONTROLLER, "nobody listens to the wrist"), Verdict.SUPERSEDED),
+    ],
+)
+def test_an_arm_at_rest_is_not_set_in_motion_while_anything_is_wrong(trouble: Trouble, verdict: Verdict) -> None:
+    arm = Arm()
+    request = arm.request()
+    arm.tick(trouble)
+    outcome = arm.deliver(request)
+    assert outcome.decision.verdict is verdict
+    assert "wrist" in outcome.decision.reason
+    assert not outcome.sent
+    assert not arm.conductor.moving(arm.now_ns)
+    assert arm.deliver(arm.request()).sent
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_where_others_moved_the_resting_arm_chunks_begin_where_it_is(dry_run: bool) -> None:
+    arm = Arm(recovery="manual")
+    arm.move()
+    arm.conductor.rest(arm.now_ns)
+    arm.ticks(1.0)
+    arm.offset[0] = 0.8
+    if dry_run:
+        arm.settings = replace(arm.settings, dry_run=True)
+        arm.tick()
+        arm.settings = replace(arm.settings, dry_run=False)
+    else:
+        arm.tick(Trouble(Fault.FOREIGN_COMMAND, "somebody else commands the arm"))
+    arm.conductor.instruct("push")
+    request = arm.request()
+    here, _ = arm.observations.measured(EMBODIMENT.action_joints, arm.now_ns)
+    outcome = arm.deliver(request, positions=np.repeat(here[None], STEPS, axis=0))
+    assert outcome.sent, outcome.decision
+
+
+def test_a_dry_run_begins_with_the_change_and_not_with_the_next_tick() -> None:
+    arm = Arm()
+    outcome = arm.deliver(arm.request(), dry_run=True)
+    assert outcome.decision.accepted
+    assert not outcome.sent
+
+
 def test_a_dry_run_decides_everything_and_sends_nothing() -> None:
     arm = Arm(dry_run=True)
     first = arm.deliver(arm.request())
@@ -288,6 +360,33 @@ def test_when_the_clock_jumps_the_arm_stops_from_where_it_was(jump_s: float) -> 
     )
     assert arm.conductor.fault.fault is Fault.CLOCK
     assert arm.deliver(arm.request()).sent
+
+
+def test_a_clock_that_goes_back_a_little_stops_the_arm_although_no_watchdog_minds() -> None:
+    arm = Arm()
+    arm.move()
+    arm.ticks(0.3)
+    reference = arm.conductor.course.at(arm.now_ns)
+    arm.now_ns -= 200_000_000 + TICK_NS
+    stop = arm.tick().stop
+    np.testing.assert_allclose(
+        stop.positions[-1], reference.position + reference.velocity * stop.times[-1] / 2, atol=0.005
+    )
+    assert arm.conductor.fault.fault is Fault.CLOCK
+    assert "0.200 s" in arm.conductor.fault.reason
+
+
+@pytest.mark.parametrize("jump_s", [-30.0, 30.0])
+def test_the_arm_is_known_to_move_on_whatever_the_clock_says(jump_s: float) -> None:
+    arm = Arm(on_fault="finish_chunk")
+    arm.move()
+    arm.ticks(0.3)
+    before, left_ns = arm.conductor.course.at(arm.now_ns), arm.conductor.course.end_ns - arm.now_ns
+    arm.now_ns += round(jump_s * 1e9)
+    arm.tick(Trouble(Fault.CLOCK, "the clock jumped"))
+    assert arm.conductor.course.end_ns - arm.now_ns == left_ns
+    np.testing.assert_array_equal(arm.conductor.course.at(arm.now_ns).velocity, before.velocity)
+    assert arm.conductor.halt(arm.now_ns) is not None
 
 
 def test_an_arm_that_does_not_follow_is_stopped_where_it_is() -> None:

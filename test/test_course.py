@@ -136,3 +136,15 @@ def test_starts_of_a_course_just_begun_hold_those_it_may_have_begun_from() -> No
     lone = Course.follow(trajectory, BEFORE, NOW)
     for one, other in zip(followed.starts(later), lone.starts(later), strict=True):
         np.testing.assert_array_equal(one.position, other.position)
+
+
+@pytest.mark.parametrize("by_s", [-40, 40])
+def test_on_a_clock_that_jumped_it_goes_on_as_before(by_s: int) -> None:
+    old = course(NOW, uniform(NOW - S // 2))
+    new = old.shifted(by_s * S)
+    for t_ns in range(NOW - S // 4, NOW + S, 50_000_000):
+        np.testing.assert_array_equal(new.at(t_ns + by_s * S).position, old.at(t_ns).position)
+    assert new.knows(NOW - S // 4 + by_s * S)
+    for before, after in zip(old.starts(NOW + 1), new.starts(NOW + 1 + by_s * S), strict=True):
+        np.testing.assert_array_equal(after.position, before.position)
+        np.testing.assert_array_equal(after.velocity, before.velocity)

@@ -155,9 +155,10 @@ class Motion:
 
     def close(self) -> None:
         """End the inference thread and the outlets. Raises RuntimeError if the inference does not end."""
-        ended = self.worker.close(_CLOSE_S)
-        # The process may end right after. An answer that does not come means nothing: DDS asks for it every 3 s only.
+        # The arm first: no beat streams positions any more, and half a stop would be a jerk. An answer that does not
+        # come means nothing: DDS asks for it every 3 s only.
         self._arm.flush(_FLUSH_S)
+        ended = self.worker.close(_CLOSE_S)
         self._arm.close()
         if not ended:
             raise RuntimeError(f"the inference has not ended within {_CLOSE_S} s; is the device hung? End the process")
@@ -223,7 +224,8 @@ class Motion:
         sampled = cast(Sampled, result)
         with self._lock:
             now_ns = self._now_ns()
-            outcome = self._session.conductor.deliver(sampled, now_ns)
+            # The settings of the last tick are some milliseconds old: too old for one who has switched to a dry run.
+            outcome = self._session.conductor.deliver(sampled, now_ns, self._settings.dry_run)
             if outcome is not None and outcome.sent:
                 self._send(outcome.trajectory, now_ns)
         if outcome is None:

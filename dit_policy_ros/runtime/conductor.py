@@ -25,7 +25,7 @@ import numpy as np
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.policy.sampling import AS_CONFIGURED, Sampling
 from dit_policy_ros.runtime.chunking import Chunk, drop_elapsed
-from dit_policy_ros.runtime.course import Course
+from dit_policy_ros.runtime.course import JITTER_NS, Course
 from dit_policy_ros.runtime.faults import Fault, Trouble
 from dit_policy_ros.runtime.gate import Decision, Gate, Verdict
 from dit_policy_ros.runtime.joining import Joining, Seam, blend, seam
@@ -42,6 +42,8 @@ _COMMAND_LATENCY = 0.04  # s, from the measuring of the arm to a controller's ta
 _KEPT_LATENCIES = 200
 _STALL_NS = 200_000_000  # as long as the guard waits by default: from then on it may have stopped the arm
 _EVEN_AT_REST = (Fault.REJECTIONS, Fault.INFERENCE)  # not to be waited out, wherever the arm has come to rest meanwhile
+# After these a resting arm, and its controller's reference with it, may be anywhere.
+_MOVED_BY_OTHERS = (Fault.FOREIGN_COMMAND, Fault.GUARD, Fault.CLOCK, Fault.STALLED)
 _INPUT_VERDICTS = (Verdict.INPUT_MISSING, Verdict.INPUT_STALE, Verdict.INPUT_SKEWED, Verdict.INPUT_INVALID)
 _NS = 1_000_000_000
 
@@ -135,6 +137,7 @@ class Conductor:
         self._troubles: list[Trouble] = []
         self._troubled_ns = 0  # the last moment at which anything was wrong
         self._sequence = 0
+        self._valid_from = 0  # chunks of earlier requests are void
 
     # --- start, stop, instruction -------------------------------------------------------------------------------------
 
@@ -224,30 +227,44 @@ class Conductor:
         if not self._running:
             return Directive()
         self._settings = settings
+        stopping = self._watch(now_ns, self._take_note(now_ns, troubles))
+        if stopping is not None:
+            return Directive(stop=stopping)
+        others = any(self._sees(fault) for fault in _MOVED_BY_OTHERS)
+        if (others or settings.dry_run) and not self.moving(now_ns):
+            self.course = None
+        return self._next(now_ns)
+
+    def _take_note(self, now_ns: int, troubles: Sequence[Trouble]) -> int:
+        """Of the troubles, and of what the clock did since the last tick; returns when the arm was last known to move.
+
+        That is now, unless this node stood still: an arm whose course ended meanwhile was perhaps stopped by the guard.
+        """
         told = self._sees(Fault.CLOCK)
         self._troubles = [*troubles, *self._own_troubles(now_ns)]
         jumped = self._sees(Fault.CLOCK) and not told  # a watchdog tells of one jump for some time
         assert self._last_tick_ns is not None
-        stalled_ns = now_ns - self._last_tick_ns
-        if stalled_ns > _STALL_NS and not jumped:
-            reason = f"this node stood still for {stalled_ns / _NS:.2f} s: was its process suspended, or starved?"
+        before_ns, self._last_tick_ns = self._last_tick_ns, now_ns
+        if jumped or now_ns < before_ns:
+            if self.course is not None:  # the controllers go on from where they were at the last tick
+                self.course = self.course.shifted(now_ns - before_ns)
+            self._start_afresh(now_ns)
+        elif now_ns - before_ns > _STALL_NS:
+            seconds = (now_ns - before_ns) / _NS
+            reason = f"this node stood still for {seconds:.2f} s: was its process suspended, or starved?"
             self._troubles.insert(0, Trouble(Fault.STALLED, reason))
-        # What the course says of now does not count: when the clock jumps the arm is where it was at the last tick.
-        lost = jumped or self._sees(Fault.STALLED) or now_ns < self._last_tick_ns
-        reference_ns = self._last_tick_ns if lost else now_ns
-        stopping = self._watch(now_ns, reference_ns)
-        if reference_ns != now_ns:
-            self._start_afresh(now_ns, keep_course=stopping is not None)
-        self._last_tick_ns = now_ns
-        if stopping is not None:
-            return Directive(stop=stopping)
-        return self._next(now_ns)
+            self._start_afresh(now_ns)
+            return before_ns
+        return now_ns
 
     def _sees(self, fault: Fault) -> bool:
         return any(trouble.fault is fault for trouble in self._troubles)
 
     def _own_troubles(self, now_ns: int) -> list[Trouble]:
         found = []
+        back_ns = (self._last_tick_ns or 0) - now_ns
+        if back_ns > JITTER_NS:  # however little it is: the streams' stamps now come a second time
+            found.append(Trouble(Fault.CLOCK, f"the clock went back by {back_ns / _NS:.3f} s: was the time set?"))
         limit = self._settings.inference_timeout
         if self._in_flight is not None and now_ns - self._in_flight.made_ns > limit * _NS:
             waited = (now_ns - self._in_flight.made_ns) / _NS
@@ -259,16 +276,17 @@ class Conductor:
             found.append(Trouble(Fault.REJECTIONS, reason + self.counts.last.reason))
         return found
 
-    def _watch(self, now_ns: int, reference_ns: int) -> Trajectory | None:
-        """Turn trouble into the fault, or end the fault; the stop if one is needed."""
+    def _watch(self, now_ns: int, moved_ns: int) -> Trajectory | None:
+        """Turn trouble into the fault, or end the fault; the stop that an arm needs which moved at moved_ns."""
         if self._troubles:
             self._troubled_ns = now_ns
             lasting = any(trouble.fault in _EVEN_AT_REST for trouble in self._troubles)
-            if self.fault is None and (self.moving(reference_ns) or lasting):
+            if self.fault is None and (self.moving(moved_ns) or lasting):
                 self.fault = self._troubles[0]
                 self.counts.faults[self.fault.fault] += 1
+                self._valid_from = self._sequence
                 if self._settings.on_fault == "stop":
-                    return self._bring_to_rest(now_ns, reference_ns)
+                    return self._bring_to_rest(now_ns, moved_ns)
         elif self.fault is not None and self._settings.recovery == "automatic":
             # A clock that went back makes the quiet time begin anew.
             self._troubled_ns = min(self._troubled_ns, now_ns)
@@ -284,11 +302,10 @@ class Conductor:
         self.counts.consecutive_rejections = 0
         self._takeover_ns = self._retry_ns = None
 
-    def _start_afresh(self, now_ns: int, keep_course: bool) -> None:
-        """The clock is another one: no time noted before means anything."""
-        if not keep_course:
-            self.course = None
+    def _start_afresh(self, now_ns: int) -> None:
+        """No time noted before means anything any more, and no chunk asked for then."""
         self._takeover_ns = self._retry_ns = None
+        self._valid_from = self._sequence
         if self._in_flight is not None:
             self._in_flight = replace(self._in_flight, made_ns=now_ns)
 
@@ -337,14 +354,17 @@ class Conductor:
 
     # --- deliver ------------------------------------------------------------------------------------------------------
 
-    def deliver(self, sampled: Sampled, now_ns: int) -> Outcome | None:
-        """Decide on a chunk that has been sampled; None if the motion it was meant for is over."""
+    def deliver(self, sampled: Sampled, now_ns: int, dry_run: bool = False) -> Outcome | None:
+        """Decide on a chunk that has been sampled; None if the motion it was meant for is over.
+
+        dry_run: nothing is to be sent from this moment on, whatever the settings of the last tick say.
+        """
         request = sampled.request
         if not self._running or request.epoch != self._epoch:
             return None
         made_ns = self._in_flight.made_ns if self._in_flight is not None else request.made_ns
         self._in_flight = None
-        outcome = self._outcome(sampled, now_ns)
+        outcome = self._outcome(sampled, now_ns, dry_run or self._settings.dry_run)
         if sampled.chunk is not None:
             self._note_latency((now_ns - made_ns) / _NS)
         if outcome.trajectory is None:
@@ -368,21 +388,38 @@ class Conductor:
         self.counts.verdicts[decision.verdict] += 1
         self.counts.last = decision
 
-    def _outcome(self, sampled: Sampled, now_ns: int) -> Outcome:
+    def _outcome(self, sampled: Sampled, now_ns: int, dry_run: bool) -> Outcome:
         request, chunk = sampled.request, sampled.chunk
         outcome = Outcome(request, Decision(Verdict.ACCEPTED), chunk, steps_committed=sampled.steps_committed)
         if chunk is None:
             assert sampled.refusal is not None
             return replace(outcome, decision=sampled.refusal)
+        void = self._void(request)
+        if void is not None:
+            return replace(outcome, decision=void)
+        return self._admit(outcome, chunk, now_ns, dry_run)
+
+    def _void(self, request: Request) -> Decision | None:
+        """Why a request's chunk may not be sent, however good it is."""
         if self._instruction_changed:
             reason = f"the instruction changed to '{self.instruction}' while the chunk was sampled"
-            return replace(outcome, decision=Decision(Verdict.SUPERSEDED, reason))
+            return Decision(Verdict.SUPERSEDED, reason)
         if self.fault is not None:
             reason = f"the arm was brought to rest while the chunk was sampled: {self.fault.reason}"
-            return replace(outcome, decision=Decision(Verdict.SUPERSEDED, reason))
-        return self._admit(outcome, chunk, now_ns)
+            return Decision(Verdict.SUPERSEDED, reason)
+        if request.sequence < self._valid_from:
+            reason = "while the chunk was sampled the arm was brought to rest, or the clock jumped; that is over by now"
+            return Decision(Verdict.SUPERSEDED, reason)
+        # Of an arm at rest: it is not set in motion to be stopped at the next tick. That this chunk itself is late is
+        # over with it.
+        for trouble in self._troubles:
+            if trouble.fault is Fault.INPUT:
+                return Decision(Verdict.INPUT_INVALID, trouble.reason)
+            if trouble.fault is not Fault.INFERENCE:
+                return Decision(Verdict.SUPERSEDED, f"trouble came while the chunk was sampled: {trouble.reason}")
+        return None
 
-    def _admit(self, outcome: Outcome, chunk: Chunk, now_ns: int) -> Outcome:
+    def _admit(self, outcome: Outcome, chunk: Chunk, now_ns: int, dry_run: bool) -> Outcome:
         try:
             measured = self._measured(now_ns)
         except (ObservationError, MessageError) as error:
@@ -408,7 +445,7 @@ class Conductor:
             chunk=chunk,
             steps_dropped=dropped,
             trajectory=trajectory,
-            sent=trajectory is not None and not self._settings.dry_run,
+            sent=trajectory is not None and not dry_run,
             seam=None if trajectory is None or course is None else seam(course, trajectory, now_ns),
             clamped=clamped,
         )
@@ -450,15 +487,15 @@ class Conductor:
             velocity = np.zeros_like(position) if self.course is None else self.course.at(now_ns).velocity
         return Point(now_ns, position, velocity)
 
-    def _bring_to_rest(self, now_ns: int, reference_ns: int | None = None) -> Trajectory | None:
-        """A stop from where the arm has been told to be; None if it rests."""
-        reference_ns = now_ns if reference_ns is None else reference_ns
-        if not self.moving(reference_ns):
+    def _bring_to_rest(self, now_ns: int, moved_ns: int | None = None) -> Trajectory | None:
+        """A stop from where the arm has been told to be; None if it rests, or did at moved_ns if that is given."""
+        if not self.moving(now_ns if moved_ns is None else moved_ns):
             return None
         assert self.course is not None
-        reference, *others = self.course.starts(reference_ns)
+        reference, *others = self.course.starts(now_ns)
         start = self._start_of_stop(reference, now_ns)
         if start is None:
+            self.course = None
             return None
         if start is not reference:
             others = []

@@ -60,6 +60,17 @@ class Course:
             starts = previous.starts(now_ns)
         return cls(trajectory.joint_names, Execution(start, knots), earlier, (start, *starts))
 
+    def shifted(self, by_ns: int) -> Self:
+        """The same course on a clock that has jumped by so much."""
+
+        def later(point: Point) -> Point:
+            return replace(point, time_ns=point.time_ns + by_ns)
+
+        def moved(execution: Execution) -> Execution:
+            return Execution(later(execution.before), tuple(later(knot) for knot in execution.knots))
+
+        return replace(self, execution=moved(self.execution), earlier=tuple(moved(each) for each in self.earlier))
+
     @property
     def start_ns(self) -> int:
         """When the present trajectory began."""

@@ -150,9 +150,10 @@ class TestPlaces:
         write(places.venv / "bin/activate", "found=environment")
         write(places.install / "local_setup.bash", 'found="$found and build"; export found')
         write(places.stamps / "graphics", "egl")
-        command = ["bash", tmp_path / "tools/run.sh", "printenv", "found"]
-        run = subprocess.run(command, env={**os.environ, "ROS": name}, capture_output=True, text=True)
-        assert (run.stdout.strip(), run.stderr) == ("environment and build", "")
+        command = ["bash", tmp_path / "tools/run.sh", "printenv", "found", "ROS_DISTRO"]
+        environment = {**os.environ, "ROS": name, "ROS_DISTRO": "rolling"}
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (run.stdout.splitlines(), run.stderr) == (["environment and build", name or "rolling"], "")
 
     def test_are_not_in_git(self):
         names = [Places(ROOT, suffix).venv for suffix in ("", "-jazzy")]

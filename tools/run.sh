@@ -5,6 +5,8 @@ set -eu
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 suffix=${ROS:+-$ROS}
 suffix=${suffix#-kilted}
+# As a sourced ROS says it, for who must know.
+[ -z "${ROS:-}" ] || export ROS_DISTRO=$ROS
 # Left by the ROS wheels of another environment, it would keep ours from finding their libraries.
 unset _ROS_WHEELS_BOOTSTRAP_COMPLETE
 set +u

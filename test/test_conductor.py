@@ -16,6 +16,7 @@ from dit_policy_ros.runtime.faults import Fault, Trouble
 from dit_policy_ros.runtime.gate import Decision, Gate, Verdict
 from dit_policy_ros.runtime.observations import ObservationBuffer
 from dit_policy_ros.runtime.pipeline import Request, Sampled
+from dit_policy_ros.runtime.trajectory import approaches
 
 EMBODIMENT = Embodiment.load(Path(__file__).parents[1] / "config/embodiments/sim_arm.yaml")
 HOME = np.array([0.0, -0.4, 0.0, -2.0, 0.0, 2.0, 0.8])
@@ -31,7 +32,8 @@ class Arm:
         self.now_ns = 50_000_000_000
         self.settings = Settings(**({"n_action_steps": 8, "recovery": "automatic"} | settings))
         self.observations = ObservationBuffer(EMBODIMENT, 1)
-        self.conductor = Conductor(EMBODIMENT, Gate(EMBODIMENT), self.observations)
+        self.gate = Gate(EMBODIMENT)
+        self.conductor = Conductor(EMBODIMENT, self.gate, self.observations)
         self.offset = np.zeros(7)  # of the measured arm from the course
         self.conductor.instruct("push")
         self.measure()
@@ -397,6 +399,24 @@ def test_an_arm_that_does_not_follow_is_stopped_where_it_is() -> None:
     stop = arm.tick(Trouble(Fault.CONTROLLER, "0.5 rad from its reference")).stop
     measured, _ = arm.observations.measured(EMBODIMENT.action_joints, arm.now_ns)
     np.testing.assert_allclose(stop.positions[-1], measured, atol=0.05)
+
+
+@pytest.mark.parametrize("far", [0.1, 0.35])
+def test_a_stop_keeps_the_speed_limit_wherever_a_controller_begins_it(far: float) -> None:
+    arm = Arm()
+    speeds = np.minimum(1.5, 0.3 * np.arange(1, STEPS + 1))
+    rows = np.repeat(HOME[None], STEPS, axis=0)
+    rows[:, 0] += np.cumsum(speeds) * 0.1
+    assert arm.deliver(arm.request(), positions=rows).sent
+    arm.ticks(0.6)
+    arm.gate.max_start_distance = far  # from there on the stop is planned from the measured arm
+    arm.offset[0] = -0.2
+    reference = arm.conductor.course.at(arm.now_ns + TICK_NS)
+    stop = arm.tick(Trouble(Fault.CONTROLLER, "silent")).stop
+    measured = replace(reference, position=reference.position + arm.offset)
+    limits = [EMBODIMENT.limits[joint].velocity for joint in EMBODIMENT.action_joints]
+    assert reference.velocity[0] == pytest.approx(1.5, abs=0.05)
+    assert (approaches([reference, measured], stop).speed <= limits).all()
 
 
 def test_only_what_passes_the_gate_is_sent_and_clamping_is_counted() -> None:

@@ -425,7 +425,7 @@ class Conductor:
         except (ObservationError, MessageError) as error:
             return replace(outcome, decision=Decision(Verdict[error.code], str(error)))
         if outcome.request.course is None:
-            # Whatever is in force now began after the request, and only a stop can have.
+            # It has rested ever since: whatever stopped it would have made the chunk void.
             chunk = replace(chunk, rested_ns=max(0, now_ns - chunk.observation_stamp_ns))
         rows, times, dropped = drop_elapsed(chunk, now_ns)
         clamped = 0
@@ -491,35 +491,35 @@ class Conductor:
         """A stop from where the arm has been told to be; None if it rests, or did at moved_ns if that is given."""
         if not self.moving(now_ns if moved_ns is None else moved_ns):
             return None
-        assert self.course is not None
-        reference, *others = self.course.starts(now_ns)
-        start = self._start_of_stop(reference, now_ns)
-        if start is None:
+        begins = self._begins_of_stop(now_ns)
+        if not begins:
             self.course = None
             return None
-        if start is not reference:
-            others = []
-        trajectory = stop(self._embodiment.action_joints, start, self._gate.limits, others)
-        self.course = Course.follow(trajectory, start, now_ns, self.course, others)
+        trajectory = stop(self._embodiment.action_joints, begins[0], self._gate.limits, begins[1:])
+        self.course = Course.follow(trajectory, begins[0], now_ns, self.course, begins[1:])
         self._takeover_ns = None
         return trajectory
 
-    def _start_of_stop(self, reference: Point, now_ns: int) -> Point | None:
-        """The course's reference, from which a stop is smooth and which no broken sensor can move.
+    def _begins_of_stop(self, now_ns: int) -> list[Point]:
+        """The states in which a controller may take up a stop, the one to plan it from first; empty if none is known.
 
-        Unless the arm is measured far from it: it does not follow, and must not be pulled there. While this node stood
-        still the guard may have stopped the arm anywhere, so that only the measured arm counts. None if it is not
-        known: left alone, the controllers end at rest by themselves.
+        It is planned from the course's reference, from which it is smooth and which no broken sensor can move. Unless
+        the arm is measured far from it: it does not follow, and must not be pulled there. While this node stood still
+        the guard may have stopped the arm anywhere, so that only the measured arm counts; if it is not known, the
+        controllers are left alone, to end at rest by themselves.
         """
+        assert self.course is not None
         stalled = self._sees(Fault.STALLED)
+        told = [] if stalled else list(self.course.starts(now_ns))
+        if told and self._sees(Fault.INPUT):
+            return told
         try:
             measured = self._measured(now_ns)
         except (ObservationError, MessageError):
-            return None if stalled else reference
-        far = float(np.abs(measured.position - reference.position).max()) > self._gate.max_start_distance
-        if not stalled and (not far or self._sees(Fault.INPUT)):
-            return reference
+            return told
         # Faster than it can be is no velocity to go on with.
         limits = np.array([self._gate.limits[joint].velocity for joint in self._embodiment.action_joints])
         assert measured.velocity is not None
-        return replace(measured, velocity=np.where(np.abs(measured.velocity) <= limits, measured.velocity, 0.0))
+        measured = replace(measured, velocity=np.where(np.abs(measured.velocity) <= limits, measured.velocity, 0.0))
+        far = told and float(np.abs(measured.position - told[0].position).max()) > self._gate.max_start_distance
+        return [measured, *told] if far else [*told, measured]

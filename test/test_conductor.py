@@ -268,6 +268,19 @@ def test_a_chunk_asked_for_before_a_fault_is_not_sent_after_it(recovery: str) ->
     assert arm.deliver(arm.request()).sent
 
 
+@pytest.mark.parametrize("seconds", [0.4, -0.4])
+def test_nothing_is_sent_before_the_watchdogs_have_looked(seconds: float) -> None:
+    arm = Arm()
+    arm.move()
+    request = arm.request()
+    arm.now_ns += round(seconds * 1e9)  # this node stood still, or the clock went back: the inference is told first
+    arm.measure()
+    outcome = arm.deliver(request)
+    assert outcome.decision.verdict is Verdict.SUPERSEDED
+    assert f"{seconds:.2f} s ago" in outcome.decision.reason
+    assert not outcome.sent
+
+
 @pytest.mark.parametrize(
     ("trouble", "verdict"),
     [

@@ -65,10 +65,14 @@ def run(policy: MultitaskDiTPolicy, embodiment: Embodiment, late_s: float = 0.0)
     conductor = Conductor(embodiment, Gate(embodiment), buffer)
     conductor.instruct(INSTRUCTIONS[0])
     conductor.start(NOW_NS)
-    directive = conductor.tick(NOW_NS, Settings(n_action_steps=8))
+    settings = Settings(n_action_steps=8, inference_timeout=2.0)
+    directive = conductor.tick(NOW_NS, settings)
     assert directive.request is not None
     sampled = ChunkPipeline(policy, embodiment, buffer, lambda: NOW_NS).sample(directive.request)
-    outcome = conductor.deliver(sampled, NOW_NS + round(late_s * 1e9))
+    late_ns = round(late_s * 1e9)
+    for passed_ns in range(0, late_ns + 1, 10_000_000):
+        conductor.tick(NOW_NS + passed_ns, settings)
+    outcome = conductor.deliver(sampled, NOW_NS + late_ns)
     assert outcome is not None
     return outcome
 

@@ -394,12 +394,12 @@ class Conductor:
         if chunk is None:
             assert sampled.refusal is not None
             return replace(outcome, decision=sampled.refusal)
-        void = self._void(request)
+        void = self._void(request, now_ns)
         if void is not None:
             return replace(outcome, decision=void)
         return self._admit(outcome, chunk, now_ns, dry_run)
 
-    def _void(self, request: Request) -> Decision | None:
+    def _void(self, request: Request, now_ns: int) -> Decision | None:
         """Why a request's chunk may not be sent, however good it is."""
         if self._instruction_changed:
             reason = f"the instruction changed to '{self.instruction}' while the chunk was sampled"
@@ -409,6 +409,12 @@ class Conductor:
             return Decision(Verdict.SUPERSEDED, reason)
         if request.sequence < self._valid_from:
             reason = "while the chunk was sampled the arm was brought to rest, or the clock jumped; that is over by now"
+            return Decision(Verdict.SUPERSEDED, reason)
+        assert self._last_tick_ns is not None
+        unseen_ns = now_ns - self._last_tick_ns
+        if not -JITTER_NS <= unseen_ns <= _STALL_NS:
+            # The next tick will find that the clock jumped, or that this node stood still, and stop the arm.
+            reason = f"the watchdogs last looked {unseen_ns / _NS:.2f} s ago, by a clock that may have jumped"
             return Decision(Verdict.SUPERSEDED, reason)
         # Of an arm at rest: it is not set in motion to be stopped at the next tick. That this chunk itself is late is
         # over with it.

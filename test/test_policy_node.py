@@ -111,12 +111,16 @@ def active(node, robot) -> Iterator[object]:
 
 
 def refused(robot, verdict: Verdict) -> str:
-    """The reason of a refusal, after proof that nothing was sent to the controller from then on."""
+    """The reason of a refusal, after proof that nothing but a stop was sent to the controller from then on."""
+
+    def sent() -> int:
+        return sum(not is_stop(trajectory) for trajectory in robot.trajectories)
+
     chunk = robot.wait_for_verdict(verdict)
-    sent = len(robot.trajectories)
+    before = sent()
     robot.wait_for_verdict(verdict)
     robot.wait_for_verdict(verdict)
-    assert len(robot.trajectories) == sent
+    assert sent() == before
     return chunk.reason
 
 
@@ -287,9 +291,8 @@ def test_after_a_fault_the_arm_waits_for_resume_if_recovery_is_manual(active) ->
     answer = robot.resume()
     assert not answer.success
     assert "no fault" in answer.message
+    robot.silent = {"wrist"}  # before the next line, so that nothing but this is a fault to be resumed from
     assert robot.set_parameter("recovery", "manual").successful
-    robot.wait_for_verdict(Verdict.ACCEPTED)
-    robot.silent = {"wrist"}
     wait_for(lambda: robot.status.fault == PolicyStatus.FAULT_INPUT, "the status names the fault")
     assert "wrist_camera/image_raw/compressed" in robot.status.fault_reason
     wait_for(lambda: is_stop(robot.trajectories[-1]), "the arm is braked")
@@ -410,10 +413,10 @@ def test_another_goal_and_another_instruction_preempt_the_action(active) -> None
 
 def test_a_fault_ends_the_action_if_somebody_must_resume(active) -> None:
     robot = active
-    assert robot.set_parameter("recovery", "manual").successful
     goal = robot.execute(INSTRUCTIONS[1])
     wait_for(lambda: goal.feedback and goal.feedback[-1].chunks_sent >= 1, "a chunk is sent")
-    robot.silent = {"workspace"}
+    robot.silent = {"workspace"}  # before the next line, so that nothing but this is a fault to be resumed from
+    assert robot.set_parameter("recovery", "manual").successful
     status, result = goal.wait()
     assert (status, result.code) == (GoalStatus.STATUS_ABORTED, ExecuteInstruction.Result.FAULT)
     assert "workspace_camera/image_raw" in result.message
@@ -498,16 +501,23 @@ def test_an_empty_instruction_is_refused_and_an_unknown_one_runs_with_a_warning(
 def test_deactivate_ends_with_a_stop_and_then_silence(active) -> None:
     robot = active
 
-    robot.wait_for_verdict(Verdict.ACCEPTED)
-    assert robot.transition("deactivate")
-    answered = time.monotonic()
-    sent = len(robot.trajectories)
-    stop = wait_for(lambda: robot.trajectories[-1] if is_stop(robot.trajectories[-1]) else None, "a stop comes")
-    assert list(stop.points[-1].velocities) == [0.0] * 7
+    def deactivated_in_motion() -> bool:
+        """On a busy machine the chunk may be over before the transition comes; then there is nothing to stop."""
+        robot.wait_for_verdict(Verdict.ACCEPTED)
+        before = len(robot.trajectories)
+        assert robot.transition("deactivate")
+        wait_for(lambda: not robot.heartbeats[-1].moving, "the arm rests")
+        stopped = any(is_stop(trajectory) for trajectory in robot.trajectories[before:])
+        return stopped or not robot.transition("activate")
+
+    wait_for(deactivated_in_motion, "a stop comes")
+    sent, answered = len(robot.trajectories), time.monotonic()
+    stop = robot.trajectories[-1]
+    assert is_stop(stop)
     measured = [robot.positions[name] for name in robot.embodiment.action_joints]
     np.testing.assert_allclose(stop.points[-1].positions, measured, atol=0.01)
     wait_for(lambda: time.monotonic() - answered > 1.0, "a second passes")  # longer than n_action_steps
-    assert len(robot.trajectories) <= sent + 1
+    assert len(robot.trajectories) == sent
     assert robot.transition("activate")
     robot.wait_for_verdict(Verdict.ACCEPTED)
 

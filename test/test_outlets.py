@@ -255,6 +255,21 @@ def test_positions_keep_their_rate_whatever_the_beat_does(us: Peer, them: Peer) 
     stream.outlet.close()
 
 
+@pytest.mark.parametrize("jump_ms", [-30_000, -200, 30_000])
+def test_no_position_jumps_when_the_clock_does(us: Peer, them: Peer, jump_ms: int) -> None:
+    stream = Stream(us, them, 100.0)
+    trajectory = a_trajectory()
+    stream.outlet.send(trajectory, 0, REST)
+    before = stream.beat(range(0, 200, 10), 20)
+    after = stream.beat(range(200 + jump_ms, 300 + jump_ms, 10), 10)
+    assert np.allclose([*before, *after], reference(trajectory, REST, range(0, 300, 10)))
+    stop = a_trajectory(Point(0, after[-1], np.zeros(2)), after[-1:] + 0.01)
+    stream.outlet.send(stop, (310 - jump_ms) * MS, Point(0, after[-1], np.zeros(2)))  # the clock jumps back
+    ending = stream.beat(range(310 - jump_ms, 410 - jump_ms, 10), 10)
+    assert np.abs(np.diff([after[-1], *ending], axis=0)).max() < 0.02 * LIMITS.velocity
+    stream.outlet.close()
+
+
 def test_flush_streams_what_is_left(us: Peer, them: Peer) -> None:
     stream = Stream(us, them, 100.0)
     stream.outlet.send(a_trajectory(), now_ns(us), REST)
@@ -344,6 +359,8 @@ def test_a_refused_goal_is_trouble(action: tuple[ActionOutlet, Server]) -> None:
     server.accepts = False
     outlet.send(a_trajectory(), 0, REST)
     assert "refused a goal of 2 joints" in the_trouble(outlet).reason
+    # While there is trouble no goal is sent, so that it would never end by one that is accepted.
+    wait_for(lambda: not outlet.troubles(), "the end of the trouble")
 
 
 def test_a_goal_that_was_replaced_may_end_as_it_likes(action: tuple[ActionOutlet, Server]) -> None:
@@ -383,6 +400,7 @@ def test_a_goal_that_nobody_answers_is_trouble(us: Peer) -> None:
     outlet.send(a_trajectory(), 0, REST)
     assert not outlet.flush(0.01)
     assert "has not answered a goal" in the_trouble(outlet).reason
+    wait_for(lambda: not outlet.troubles(), "the end of the trouble")
     outlet.close()
 
 

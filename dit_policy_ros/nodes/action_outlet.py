@@ -29,6 +29,7 @@ from dit_policy_ros.runtime.faults import Fault, Trouble
 from dit_policy_ros.runtime.trajectory import Point, Trajectory
 
 ANSWER_S = 1.0  # within which a controller accepts or refuses a goal
+TOLD_S = 1.0  # how long what became of a goal is told: longer than a status takes to be seen
 _POLL_S = 0.005
 _FLUSH_S = 0.1
 _REMEMBERED = 64  # goals
@@ -50,7 +51,8 @@ _CODES = {
 class ActionOutlet:
     """FollowJointTrajectory goals on the action that the group's topic names.
 
-    What becomes of a goal is trouble only until a newer one is sent: a controller ends the goal that it replaces.
+    What becomes of a goal is trouble for a second, or until a newer one is accepted: a controller ends the goal that it
+    replaces. No longer, since no newer one is sent while there is trouble.
     """
 
     rate = 0.0
@@ -75,6 +77,7 @@ class ActionOutlet:
         self._waiting: list[tuple[Client, Any]] = []  # requests of the newest goal and their futures
         self._trouble: Trouble | None = None
         self._told = True
+        self._told_s = 0.0  # since when
 
     def send(self, trajectory: Trajectory, now_ns: int, start: Point) -> None:
         """Ask the controller to follow it in place of the goal before; what it answers is in `troubles`."""
@@ -162,11 +165,15 @@ class ActionOutlet:
 
     def troubles(self) -> list[Trouble]:
         """What became of the newest goal, if that was not what it was sent for."""
+        now_s = time.monotonic()
         with self._lock:
             if self._trouble is not None:
-                self._told = True
-                return [self._trouble]
-            if self._asked_s is not None and time.monotonic() - self._asked_s > ANSWER_S:
+                if not self._told:
+                    self._told, self._told_s = True, now_s
+                if now_s - self._told_s <= TOLD_S:
+                    return [self._trouble]
+                self._trouble = None
+            if self._asked_s is not None and ANSWER_S < now_s - self._asked_s <= ANSWER_S + TOLD_S:
                 reason = f"the controller has not answered a goal on '{self.group.topic}' for {ANSWER_S} s"
                 return [Trouble(Fault.CONTROLLER, f"{reason}; is it running?")]
         return []

@@ -24,6 +24,7 @@ from dit_policy_ros.runtime.course import Course
 from dit_policy_ros.runtime.faults import Trouble
 from dit_policy_ros.runtime.trajectory import Point, Trajectory
 
+_LONGEST_NS = 100_000_000  # between two beats; a clock that has moved on by more has jumped
 HOLD_NS = 500_000_000  # how long a stream repeats its last point, so that none is missed, before it falls silent
 _NS = 1_000_000_000
 
@@ -92,6 +93,9 @@ class PositionOutlet:
 
     A new trajectory is joined to the last position sent, with its velocity. After the end the last point is repeated
     for half a second, then the stream is silent, and a position controller holds.
+
+    The stream has a time of its own, that of the beats without their clock's jumps: a position looked up at another
+    time than a moment after the last one would be a jump of the arm.
     """
 
     def __init__(self, node: Node, group: ActionGroup, rate: float) -> None:
@@ -105,6 +109,8 @@ class PositionOutlet:
         self._lock = threading.Lock()
         self._period_ns = round(_NS / rate)
         self._course: Course | None = None
+        self._beaten_ns = 0  # by the clock of the beats
+        self._time_ns = 0  # by the stream's own
         self._due_ns = 0
 
     def send(self, trajectory: Trajectory, now_ns: int, start: Point) -> None:
@@ -115,30 +121,39 @@ class PositionOutlet:
                 f"{', '.join(self.group.joints)}, in this order: positions are sent without names"
             )
         with self._lock:
-            before = start if self._course is None else self._course.at(now_ns)
-            self._course = Course.follow(trajectory, before, now_ns)
-            self._due_ns = now_ns
+            self._advance(now_ns)
+            before = start if self._course is None else self._course.at(self._time_ns)
+            self._course = Course.follow(trajectory, before, self._time_ns)
+            self._due_ns = self._time_ns
 
     def beat(self, now_ns: int) -> None:
         """Publish where the joints should be at now_ns, if that is due."""
         with self._lock:
+            self._advance(now_ns)
             course = self._course
-            if course is None or not self._due(now_ns):
+            if course is None or not self._due():
                 return
-            if now_ns - course.end_ns > HOLD_NS:
+            if self._time_ns - course.end_ns > HOLD_NS:
                 self._course = None
                 return
-            message = Float64MultiArray(data=course.at(now_ns).position.tolist())
+            message = Float64MultiArray(data=course.at(self._time_ns).position.tolist())
             self._sent.add(message)
             self._publisher.publish(message)  # under the lock: an older position must not come after a newer one
 
-    def _due(self, now_ns: int) -> bool:
-        early_ns = self._due_ns - now_ns
-        if 0 < early_ns <= self._period_ns:
+    def _advance(self, now_ns: int) -> None:
+        passed_ns, self._beaten_ns = now_ns - self._beaten_ns, now_ns
+        if 0 <= passed_ns <= _LONGEST_NS:
+            self._time_ns += passed_ns
+        else:
+            self._time_ns += self._period_ns
+            self._due_ns = self._time_ns
+
+    def _due(self) -> bool:
+        late_ns = self._time_ns - self._due_ns
+        if late_ns < 0:
             return False
-        # Neither a burst after a delay nor silence after a clock that went back.
-        late = early_ns > 0 or -early_ns > self._period_ns
-        self._due_ns = (now_ns if late else self._due_ns) + self._period_ns
+        # No burst after a delay.
+        self._due_ns = (self._time_ns if late_ns > self._period_ns else self._due_ns) + self._period_ns
         return True
 
     def flush(self, timeout: float) -> bool:
@@ -149,7 +164,7 @@ class PositionOutlet:
             now_ns = began_ns + passed_ns
             self.beat(now_ns)
             with self._lock:
-                if self._course is None or now_ns > self._course.end_ns + self._period_ns:
+                if self._course is None or self._time_ns > self._course.end_ns + self._period_ns:
                     break
             time.sleep(1 / self.rate)
         else:

@@ -59,7 +59,7 @@ class Arm:
         self.statuses: list[DiagnosticStatus] = []
         self.position, self.velocity = HOME.copy(), np.zeros(len(JOINTS))
         self.fastest = 0.0  # rad/s, since the latest stop came
-        self.reports, self.finite = True, True
+        self.reports, self.finite, self.sane = True, True, True
         self.alive, self.moving = True, False
         self.last_word: JointTrajectory | None = None  # sent in the third period without a heartbeat
         self._sequence, self._silent = 0, 0
@@ -99,7 +99,8 @@ class Arm:
         self.fastest = max(self.fastest, float(np.abs(self.velocity).max()))
         if self.reports:
             values = self.position if self.finite else np.full(len(JOINTS), np.nan)
-            message = JointState(name=list(JOINTS), position=values.tolist(), velocity=self.velocity.tolist())
+            velocity = self.velocity if self.sane else self.velocity + 60.0
+            message = JointState(name=list(JOINTS), position=values.tolist(), velocity=velocity.tolist())
             message.header.stamp = now.to_msg()
             self._joint_states.publish(message)
         self._silent = 0 if self.alive else self._silent + 1
@@ -130,7 +131,8 @@ class Arm:
 
     def begin(self) -> None:
         """Everything in order again, the arm at rest, the guard armed."""
-        self.reports, self.finite, self.alive, self.moving = True, True, True, False
+        self.reports = self.finite = self.sane = self.alive = True
+        self.moving = False
         wait_for(lambda: np.abs(self.velocity).max() == 0, "the arm is at rest")
         wait_for(lambda: self.value("heartbeat") == "alive", f"the guard hears the heartbeat: {self.statuses[-1:]}")
 
@@ -218,13 +220,14 @@ class TestGuard:
         arm.alive = False
         wait_for(lambda: arm.stops, "a stop")
 
-    @pytest.mark.parametrize("spoil", ["reports", "finite"])
+    @pytest.mark.parametrize("spoil", ["reports", "finite", "sane"])
     def test_stops_from_where_the_arm_was_told_to_be_if_it_cannot_be_measured(self, arm: Arm, spoil: str) -> None:
         arm.moving = True
         arm.under_way()
         setattr(arm, spoil, False)
         lose(arm)
         wait_for(lambda: arm.stops and np.abs(arm.velocity).max() == 0, "the arm is at rest")
+        assert arm.fastest < 0.3, "not thrown"
         assert "from where it was told to be, since topic 'joint_states'" in arm.value("last_loss")
 
     def test_says_so_if_it_can_make_no_stop(self, arm: Arm) -> None:

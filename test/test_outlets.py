@@ -306,6 +306,9 @@ class Server:
             cancel_callback=lambda handle: CancelResponse.ACCEPT,
         )
 
+    def die(self) -> None:
+        self._server.destroy()
+
     def end(self, goal: Any, how: str, code: int = 0, text: str = "") -> None:
         def conclude(handle: Any) -> Any:
             getattr(handle, how)()
@@ -492,6 +495,25 @@ def test_a_foreign_goal_is_trouble_while_it_is_followed(us: Peer, action: tuple[
     watch.close()
     theirs.close()
     intruder.close()
+
+
+def test_a_foreign_goal_is_over_when_its_controller_has_died(us: Peer) -> None:
+    group = a_group("follow_joint_trajectory")
+    outlet, intruder, controller = make_outlet(us.node, group, 100.0), Peer("intruder"), Peer("dying_controller")
+    assert isinstance(outlet, ActionOutlet)
+    server, theirs = Server(controller, group), ActionOutlet(intruder.node, group)
+    until_matched(outlet)
+    until_matched(theirs)
+    watch = ForeignCommandWatch(us.node, outlet)
+    send_goal(theirs, server)
+    wait_for(lambda: faults(watch.check) == [Fault.FOREIGN_COMMAND], "the foreign goal")
+    server.die()
+    wait_for(lambda: not watch.check(0), "nobody follows it any more")
+    controller.close()
+    watch.close()
+    theirs.close()
+    intruder.close()
+    outlet.close()
 
 
 class Controller:

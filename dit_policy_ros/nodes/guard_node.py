@@ -49,6 +49,7 @@ DECLARATIONS: tuple[Declaration, ...] = (
     Declaration("heartbeat", "dit_policy/heartbeat", "Topic of the policy node's heartbeat.", read_only=True),
 )
 
+_CREDIBLE = 1.5  # times its velocity limit is more than a joint moves
 _CHECK_S = 0.02
 _REPORT_S = 1.0
 _LEAST_PERIODS = 2.5
@@ -159,6 +160,10 @@ class GuardNode(Node):
             return Point(now_ns, position), "no velocity of the joints is known yet"
         if not (np.isfinite(position).all() and np.isfinite(velocity).all()):
             return None, f"topic '{self._state_topic}' has a value that is not finite"
+        for joint, speed in zip(group.joints, velocity, strict=True):
+            limit = group.group.joints[joint].velocity
+            if abs(speed) > _CREDIBLE * limit:  # a sensor that jumps, or a second publisher: not where the arm is
+                return None, f"topic '{self._state_topic}' has {joint} move at {speed:.1f}, its limit is {limit}"
         return Point(now_ns, position, velocity), ""
 
     def _report(self) -> None:

@@ -138,6 +138,7 @@ class ForeignCommandWatch:
         self._node = node
         self._outlet = outlet
         self._lock = threading.Lock()
+        self._looked = 0.0  # for listeners, steady clock, s
         self._newest: dict[str, tuple[float, Trouble]] = {}  # by topic: until when (steady clock, s), and what
         self._subscriptions = [
             node.create_subscription(channel.kind, channel.topic, partial(self._hear, channel.topic), channel.qos)
@@ -150,8 +151,18 @@ class ForeignCommandWatch:
             if not self._newest:
                 return []
             now_s = time.monotonic()
+            self._forget_goals_of_the_dead(now_s)
             self._newest = {topic: entry for topic, entry in self._newest.items() if entry[0] > now_s}
             return [trouble for _, trouble in self._newest.values()]
+
+    def _forget_goals_of_the_dead(self, now_s: float) -> None:
+        """A controller that has died never tells that a goal of its has ended."""
+        goals = [topic for topic, (until_s, _) in self._newest.items() if until_s == math.inf]
+        if goals and now_s - self._looked > _GRAPH_S:
+            self._looked = now_s
+            if self._outlet.listeners() == 0:
+                for topic in goals:
+                    del self._newest[topic]
 
     def close(self) -> None:
         """End the subscriptions."""

@@ -6,7 +6,7 @@ Real DDS between three processes: a robot with two 640x480 cameras at 30 Hz (raw
 - waiting: CPU of the active node before there is an instruction, all streams coming in.
 - own share: CPU of a chunk beside encoder and denoising: window, decoding, joining, gate, messages.
 - lateness: how late the beat's calls are (watchdogs, stops, position streams) while inference runs, and while it does
-  not, in the same run, inference starting anew with every step.
+  not, in the same run.
 - memory: the slope of the resident set over --minutes with inference running.
 - seams: the jump where one chunk takes over from another, with the demo's policy and the simulator, as published.
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from bench_report import Row, figure_row, publish
+from bench_report import Row, figure_row, publish, write
 from bench_robot import CAMERAS, HEIGHT, WIDTH
 from diagnostic_msgs.msg import DiagnosticArray
 from dit_policy_msgs.msg import ActionChunk, SceneState
@@ -136,7 +136,7 @@ def running(folder: Path, transport: str) -> Iterator[Bench]:
         command = [sys.executable, str(ROOT / "test/bench_robot.py"), transport]
         robot = Child("robot", command, folder / "robot.log")
         stack.callback(robot.stop)
-        settings = {"checkpoint": checkpoint(folder, transport), "recovery": "automatic", "n_action_steps": 1}
+        settings = {"checkpoint": checkpoint(folder, transport), "recovery": "automatic", "n_action_steps": 4}
         arguments = [word for name, value in settings.items() for word in ("-p", f"{name}:={value}")]
         command = [sys.executable, "-m", "dit_policy_ros.nodes.policy_node", "--ros-args", *arguments]
         node = Child("policy node", command, folder / "node.log", {"OMP_NUM_THREADS": "1"})
@@ -162,28 +162,30 @@ def measured(transport: str, folder: Path, options: argparse.Namespace) -> Itera
         how = f"2 cameras {WIDTH}x{HEIGHT} {kind} at 30 Hz, joint states at 100 Hz, real DDS, OMP_NUM_THREADS=1"
         yield figure_row(f"{kind}: CPU active and waiting", waiting, "cores", how, WAITING_CORES)
         own = float(values["own_cpu_p50"]) * 1e3
-        how_own = f"{how}; median over the latest 200 chunks, a chunk each 0.1 s"
+        how_own = f"{how}; median over the latest 200 chunks, a chunk each 0.4 s"
         yield figure_row(f"{kind}: own share of a chunk", own, "ms of CPU", how_own, OWN_MS)
-        yield figure_row(f"{kind}: CPU with a chunk each step", working, "cores", how)
+        yield figure_row(f"{kind}: CPU with a chunk each 0.4 s", working, "cores", how)
         late, idle = (float(values[f"beat.lateness_p99.{when}"]) * 1e3 for when in ("inference", "idle"))
         how_late = f"{how}; p99 {late:.2f} ms while inference runs, {idle:.2f} ms while not"
         yield figure_row(f"{kind}: beat's lateness, p99 ratio", late / idle, "ratio", how_late, LATENESS_RATIO)
         yield figure_row(f"{kind}: latency of a chunk, p95", float(values["inference_p95"]) * 1e3, "ms", how)
-        if transport == "raw" and options.minutes:
-            yield from memory(bench, options.minutes, how)
 
 
-def memory(bench: Bench, minutes: float, how: str) -> Iterator[Row]:
+def memory(folder: Path, minutes: float) -> Iterator[Row]:
     """The slope of the resident set; its first minute is left out, in which allocators still fill their pools."""
-    time.sleep(min(60.0, minutes * 15))
     times, sizes = [], []
-    for _ in track(range(max(3, round(minutes * 12))), "memory", transient=True):
-        times.append(time.monotonic() / 60)
-        sizes.append(bench.resident_mb())
-        time.sleep(5)
+    with running(folder, "raw") as bench:
+        bench.transition(Transition.TRANSITION_ACTIVATE)
+        bench.instruct(INSTRUCTIONS[0])
+        time.sleep(min(60.0, minutes * 15))
+        for _ in track(range(max(3, round(minutes * 12))), "memory", transient=True):
+            times.append(time.monotonic() / 60)
+            sizes.append(bench.resident_mb())
+            time.sleep(5)
     slope = float(np.polyfit(times, sizes, 1)[0])
     span = times[-1] - times[0]
-    how = f"{how}; line through {len(times)} samples of VmRSS over {span:.1f} min, {sizes[0]:.1f} to {sizes[-1]:.1f} MB"
+    how = f"raw cameras, a chunk each 0.4 s; line through {len(times)} samples of VmRSS over {span:.1f} min, "
+    how += f"{sizes[0]:.1f} to {sizes[-1]:.1f} MB"
     yield figure_row("memory: slope", slope, "MB a minute", how)
     yield figure_row("memory: growth in 20 minutes at that slope", max(0.0, slope * 20), "MB", how, GROWTH_MB)
 
@@ -232,6 +234,9 @@ def main() -> int:
         for transport in ("raw", "compressed"):
             rows += measured(transport, Path(folder), options)
         rows += seams(Path(folder) / "demo", min(6.0, options.seconds))
+        if options.minutes:
+            write("node", rows)  # in case that the long part is not waited for
+            rows += memory(Path(folder), options.minutes)
     return publish("node", rows)
 
 

@@ -30,10 +30,10 @@ def test_seam_is_the_jump_on_the_way_to_the_new_first_point() -> None:
     speed = np.stack([0.5 + 2 * new_times, 0 * new_times], axis=1)
     got = seam(uniform(), Trajectory(JOINTS, new_times, way, speed), NOW + 300 * MS)
     # At s = 0.1 the new one says 0.46, the course 0.4. The way there is the cubic from (0.3, 1) to (0.46, 0.7), whose
-    # velocity is 1 + 4.2 u - 4.5 u^2: most, of the five moments, at u = 1/2; its acceleration, (4.2 - 9 u) / 0.1, at 0.
+    # velocity is 1 + 4.2 u - 4.5 u^2: most, of the five moments, at u = 1/2; its acceleration, (4.2 - 9 u) / 0.1, at 1.
     assert got.position == pytest.approx(0.06)
     assert got.velocity == pytest.approx(2.1 - 1.125)
-    assert got.acceleration == pytest.approx(42.0)
+    assert got.acceleration == pytest.approx(48.0)
 
 
 def test_seam_of_what_goes_on_alike_is_none() -> None:

@@ -11,6 +11,7 @@ never sent after it.
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 import traceback
@@ -21,6 +22,7 @@ import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from dit_policy_msgs.msg import ActionChunk, PolicyStatus
 from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
@@ -145,6 +147,9 @@ class PolicyNode(LifecycleNode):
             self._description_changed()
         self._motion = self._make_motion(session)
         self._connect(session, self._motion)
+        # The interpreter would else look through all of torch for garbage, again and again, while the arm moves.
+        gc.collect()
+        gc.freeze()
         self.get_logger().info(
             f"loaded {session.checkpoint} for {session.embodiment.name} on {session.device}: "
             f"a chunk takes {seconds * 1e3:.0f} ms"
@@ -175,7 +180,9 @@ class PolicyNode(LifecycleNode):
         self._instruct_by_parameter()
 
     def _subscribe(self, kind: type, topic: str, callback: Callable[[object], None]) -> None:
-        subscription = self.create_subscription(kind, topic, callback, qos_profile_sensor_data)
+        # Best effort matches any publisher, so there is no event to wait for; each would make every wait longer.
+        quiet = SubscriptionEventCallbacks(use_default_callbacks=False)
+        subscription = self.create_subscription(kind, topic, callback, qos_profile_sensor_data, event_callbacks=quiet)
         self._subscriptions_of_session.append(subscription)
 
     def _start(self) -> None:
@@ -201,6 +208,7 @@ class PolicyNode(LifecycleNode):
         self._subscriptions_of_session = []
         if motion is not None:
             motion.close()
+        gc.unfreeze()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

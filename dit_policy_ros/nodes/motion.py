@@ -63,6 +63,7 @@ class Motion:
         self._log = log
         self._lock = threading.Lock()  # around the conductor and every command: between two there is none out of turn
         self._fresh_image = False
+        self._soon = ""  # the instruction of the next chunk, if that is due so soon that frames are encoded for it
         self._encoded_ahead = 0
         self._own_cpu: deque[float] = deque(maxlen=_KEPT_COSTS)
         self._fault: Trouble | None = None
@@ -115,8 +116,9 @@ class Motion:
         return reason
 
     def image_arrived(self) -> None:
-        """A camera's message is in the buffer: its features may be made ahead of the chunk."""
+        """A camera's message is in the buffer: its features are made ahead of the chunk, if that is due soon."""
         self._fresh_image = True
+        self._offer_to_encode()
 
     @property
     def running(self) -> bool:
@@ -180,7 +182,13 @@ class Motion:
         self._see_fault()
         if directive.refusal is not None:
             self._conclude(directive.refusal, now_ns)
-        if self._fresh_image and self._encode_ahead and due_in * self._session.embodiment.fps < _AHEAD_STEPS:
+        self._soon = text if due_in * self._session.embodiment.fps < _AHEAD_STEPS else ""
+        self._offer_to_encode()
+
+    def _offer_to_encode(self) -> None:
+        """By two threads: of two offers at once the worker takes one, and the other thread comes again soon."""
+        text = self._soon
+        if text and self._fresh_image and self._encode_ahead:
             ahead = partial(self._session.pipeline.encode_ahead, text, self._settings.sampling)
             self._fresh_image = not self.worker.offer(ahead)
             self._encoded_ahead += not self._fresh_image

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dit_policy_ros.runtime.messages import stamp_ns
-from dit_policy_ros.runtime.trajectory import Point, interpolate, positions_along
+from dit_policy_ros.runtime.trajectory import Point, interpolate, states_within
 
 _ZERO_VELOCITY = float(np.finfo(np.float32).eps)
 
@@ -87,16 +87,34 @@ class Execution:
         start = self.knots[index - 1] if index else self.before
         return interpolate(start, self.knots[index], t_ns)
 
-    def positions(self, times_ns: np.ndarray) -> np.ndarray:
-        """`sample(t).position` (n, J) of many times (n,) int64 at once."""
-        stamps = np.array([self.before.time_ns, *(knot.time_ns for knot in self.knots)])
-        places = np.searchsorted(stamps[1:], times_ns, side="right")
-        positions = np.empty((len(times_ns), len(self.before.position)))
-        positions[places == len(self.knots)] = self.knots[-1].position
-        for place in np.unique(places[places < len(self.knots)]):
-            start, end, there = self.before if place == 0 else self.knots[place - 1], self.knots[place], places == place
-            positions[there] = positions_along(start, end, times_ns[there])
-        return positions
+    def states(self, times_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`sample(t)` of many times (n,) int64 at once: position, velocity and acceleration (n, J)."""
+        points = (self.before, *self.knots)
+        if not _alike(points):
+            samples = [self.sample(int(t_ns)) for t_ns in times_ns]
+            shape = (len(samples), len(self.before.position))
+            position, velocity, acceleration = (
+                np.array([getattr(sample, name) for sample in samples]).reshape(shape)
+                for name in ("position", "velocity", "acceleration")
+            )
+            return position, velocity, acceleration
+        stamps = np.array([point.time_ns for point in points])
+        places = np.minimum(np.searchsorted(stamps, times_ns, side="right"), len(self.knots))
+        positions = np.array([point.position for point in points])
+        velocities = np.array([point.velocity for point in points])
+        times = np.stack([stamps[places - 1], stamps[places], np.minimum(times_ns, stamps[-1])], axis=1)
+        starts, ends = (Point(0, positions[each], velocities[each]) for each in (places - 1, places))
+        position, velocity, acceleration = states_within(starts, ends, times)
+        over, last = np.asarray(times_ns) >= stamps[-1], _held(self.knots[-1], 0)
+        velocity[over], acceleration[over] = last.velocity, last.acceleration
+        return position, velocity, acceleration
+
+
+def _alike(points: Sequence[Point]) -> bool:
+    """Whether all segments between them are cubic, as those of our own trajectories are."""
+    return all(point.velocity is not None for point in points) and all(
+        point.acceleration is None for point in points[1:]
+    )
 
 
 def read_command(

@@ -15,6 +15,7 @@ half a second, or by `resume` (`recovery`). While the arm rests, trouble only ho
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -208,7 +209,8 @@ class Conductor:
 
     def latency(self, percentile: float) -> float:
         """Percentile of the latest latencies, from asking for a chunk to having it, s; NaN before the first."""
-        return float(np.percentile(self._latencies, percentile)) if self._latencies else float("nan")
+        ordered = sorted(self._latencies)  # numpy's percentile costs ten times as much
+        return ordered[math.ceil(percentile / 100 * (len(ordered) - 1))] if ordered else float("nan")
 
     def due_in(self, now_ns: int) -> float:
         """Time until the next chunk is asked for, s; at most 0 if it is due. Infinite while none can be."""

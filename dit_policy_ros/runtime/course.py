@@ -108,7 +108,7 @@ class Course:
         times = np.asarray(times_ns, np.int64)
         positions = np.empty((len(times), len(self.joint_names)))
         now = times >= self.start_ns
-        positions[now] = self.execution.positions(times[now])
+        positions[now] = self.execution.states(times[now])[0]
         for row in np.flatnonzero(~now):
             positions[row] = self.at(int(times[row])).position
         return positions

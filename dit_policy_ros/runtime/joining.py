@@ -13,7 +13,7 @@ import numpy as np
 from dit_policy_ros.policy.configuration import PolicyConfig
 from dit_policy_ros.policy.realtime import ChunkInMotion
 from dit_policy_ros.runtime.course import Course
-from dit_policy_ros.runtime.trajectory import Trajectory
+from dit_policy_ros.runtime.trajectory import Point, Trajectory, states_within
 
 Joining = Literal["replace", "blend", "rtc"]
 JOININGS: tuple[Joining, ...] = get_args(Joining)
@@ -37,16 +37,16 @@ class Seam:
 
 def seam(course: Course, trajectory: Trajectory, now_ns: int) -> Seam:
     """The seam of a trajectory, sent now, with the course in motion; sampled at five moments up to its first point."""
-    new = Course.follow(trajectory, course.at(now_ns), now_ns)
-    moments = np.linspace(now_ns, new.execution.knots[0].time_ns, 5).astype(np.int64)
-    pairs = [(course.at(int(moment)), new.at(int(moment))) for moment in moments]
-
-    def jump(name: str) -> float:
-        return max(float(np.abs(getattr(there, name) - getattr(here, name)).max()) for here, there in pairs)
-
-    here, there = pairs[-1]
-    apart = float(np.abs(there.position - here.position).max())
-    return Seam(apart, jump("velocity"), jump("acceleration"))
+    velocity = None if trajectory.velocities is None else trajectory.velocities[0]
+    first = Point(now_ns + round(float(trajectory.times[0]) * 1e9), trajectory.positions[0], velocity)
+    moments = np.linspace(now_ns, first.time_ns, 5).astype(np.int64)
+    here = course.execution.states(moments)
+    times = np.stack([np.full_like(moments, now_ns), np.full_like(moments, first.time_ns), moments], axis=1)
+    there = states_within(course.at(now_ns), first, times)
+    position, velocity, acceleration = (
+        np.abs(after - before).max(axis=1) for before, after in zip(here, there, strict=True)
+    )
+    return Seam(float(position[-1]), float(velocity.max()), float(acceleration.max()))
 
 
 def blend(rows: np.ndarray, due_ns: np.ndarray, course: Course, decay: float = _DECAY) -> np.ndarray:

@@ -308,11 +308,21 @@ def interpolate(start: Point, end: Point, t_ns: int) -> Point:
     return Point(t_ns, position, velocity / duration, acceleration / duration**2)
 
 
-def positions_along(start: Point, end: Point, times_ns: np.ndarray) -> np.ndarray:
-    """The positions (n, d) at many times (n,) int64 within one segment, as `interpolate`."""
-    duration = (end.time_ns - start.time_ns) / 1e9
-    u = (np.asarray(times_ns) - start.time_ns) / 1e9 / duration
-    return _value(_coefficients(start, end, duration), np.broadcast_to(u[:, None], (len(u), len(start.position))))
+def states_within(start: Point, end: Point, times_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Position, velocity and acceleration (n, d), each within a segment of its own, as `interpolate`.
+
+    start, end: the segments' ends (n, d), or (d,) of one; times_ns (n, 3) int64: when each segment begins and ends, and
+    when it is looked at.
+    """
+    duration = (times_ns[:, 1:2] - times_ns[:, :1]) / 1e9
+    u = (times_ns[:, 2:] - times_ns[:, :1]) / 1e9 / duration
+    zeros: np.ndarray = np.zeros((len(u), end.position.shape[-1]))
+    position, velocity, acceleration = zeros, zeros, zeros
+    for coefficient in reversed(_coefficients(start, end, duration)):
+        acceleration = acceleration * u + 2 * velocity
+        velocity = velocity * u + position
+        position = position * u + coefficient
+    return position, velocity / duration, acceleration / duration**2
 
 
 def _coefficients(start: Point, end: Point, duration: float | np.ndarray) -> list[np.ndarray]:

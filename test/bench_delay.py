@@ -26,7 +26,7 @@ from rich.progress import track
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.policy.checkpoint import load_checkpoint
 from dit_policy_ros.policy.engine import PolicyEngine
-from dit_policy_ros.runtime.conductor import Settings
+from dit_policy_ros.runtime.decisions import Settings
 from dit_policy_ros.runtime.joining import JOININGS, Joining
 from dit_policy_ros.sim.simulation import Simulation
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.policy.engine import PolicyEngine
-from dit_policy_ros.runtime.conductor import Conductor, Outcome, Settings
+from dit_policy_ros.runtime.conductor import Conductor
+from dit_policy_ros.runtime.decisions import Outcome, Settings
 from dit_policy_ros.runtime.faults import Trouble
 from dit_policy_ros.runtime.gate import Gate
 from dit_policy_ros.runtime.observations import ObservationBuffer

@@ -13,7 +13,7 @@ from closed_loop import ClosedLoop
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.policy.checkpoint import load_checkpoint
 from dit_policy_ros.policy.engine import PolicyEngine
-from dit_policy_ros.runtime.conductor import Settings
+from dit_policy_ros.runtime.decisions import Settings
 from dit_policy_ros.runtime.faults import Fault, Trouble
 from dit_policy_ros.runtime.gate import Verdict
 from dit_policy_ros.runtime.joining import JOININGS, Joining

@@ -11,7 +11,8 @@ import pytest
 
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.runtime.chunking import Chunk
-from dit_policy_ros.runtime.conductor import QUIET_NS, Conductor, Directive, Outcome, Settings
+from dit_policy_ros.runtime.conductor import QUIET_NS, Conductor
+from dit_policy_ros.runtime.decisions import Directive, Outcome, Settings
 from dit_policy_ros.runtime.faults import Fault, Trouble
 from dit_policy_ros.runtime.gate import Decision, Gate, Verdict
 from dit_policy_ros.runtime.observations import ObservationBuffer

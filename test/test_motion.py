@@ -16,7 +16,7 @@ from test_conductor import EMBODIMENT
 from test_conductor import Arm as Conducted
 
 from dit_policy_ros.nodes.motion import Motion
-from dit_policy_ros.runtime.conductor import Settings
+from dit_policy_ros.runtime.decisions import Settings
 from dit_policy_ros.runtime.pipeline import Sampled
 
 

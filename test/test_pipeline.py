@@ -18,7 +18,8 @@ from dit_policy_ros.policy.engine import PolicyEngine
 from dit_policy_ros.policy.fast_vision import FastViT
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.tiny_clip import make_tiny_clip
-from dit_policy_ros.runtime.conductor import Conductor, Outcome, Settings
+from dit_policy_ros.runtime.conductor import Conductor
+from dit_policy_ros.runtime.decisions import Outcome, Settings
 from dit_policy_ros.runtime.frames import FrameFeatures
 from dit_policy_ros.runtime.gate import Gate, Verdict
 from dit_policy_ros.runtime.observations import ObservationBuffer

@@ -16,7 +16,7 @@ from rclpy.node import Node
 from dit_policy_ros.nodes.conversions import duration_message
 from dit_policy_ros.nodes.instructions import Instructions
 from dit_policy_ros.nodes.motion import Motion
-from dit_policy_ros.runtime.conductor import Outcome
+from dit_policy_ros.runtime.decisions import Outcome
 
 _POLL_S = 0.02
 _KEPT_S = 60  # how long a result waits to be fetched

@@ -45,7 +45,7 @@ from dit_policy_ros.nodes.robot_description import RobotDescription
 from dit_policy_ros.nodes.session import Session, contradiction
 from dit_policy_ros.nodes.telemetry import Telemetry
 from dit_policy_ros.policy.engine import PathReport
-from dit_policy_ros.runtime.conductor import Outcome
+from dit_policy_ros.runtime.decisions import Outcome
 from dit_policy_ros.runtime.faults import Trouble
 from dit_policy_ros.runtime.messages import stamp_ns
 from dit_policy_ros.runtime.watch import InputWatch

@@ -16,7 +16,7 @@ from dit_policy_ros.nodes.account import Account
 from dit_policy_ros.nodes.arm import Arm
 from dit_policy_ros.nodes.parameters import Parameters
 from dit_policy_ros.nodes.session import Session
-from dit_policy_ros.runtime.conductor import Outcome
+from dit_policy_ros.runtime.decisions import Outcome
 from dit_policy_ros.runtime.faults import Fault, Trouble
 from dit_policy_ros.runtime.gate import Decision, Verdict
 from dit_policy_ros.runtime.inference import InferenceWorker

@@ -17,7 +17,7 @@ from dit_policy_ros.nodes.declaration import Declaration, Value, table
 from dit_policy_ros.policy.configuration import DiffusionConfig, FlowMatchingConfig
 from dit_policy_ros.policy.engine import Precision
 from dit_policy_ros.policy.sampling import Sampling, samplers_of
-from dit_policy_ros.runtime.conductor import OnFault, Recovery, Settings
+from dit_policy_ros.runtime.decisions import OnFault, Recovery, Settings
 from dit_policy_ros.runtime.joining import JOININGS, Joining
 
 LIMITS_FROM = ("embodiment", "robot_description")

@@ -15,7 +15,8 @@ from dit_policy_ros.nodes.parameters import Parameters, sampling
 from dit_policy_ros.policy.checkpoint import load_checkpoint
 from dit_policy_ros.policy.engine import PolicyEngine, Precision
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
-from dit_policy_ros.runtime.conductor import Conductor, Settings
+from dit_policy_ros.runtime.conductor import Conductor
+from dit_policy_ros.runtime.decisions import Settings
 from dit_policy_ros.runtime.gate import Gate
 from dit_policy_ros.runtime.observations import ObservationBuffer
 from dit_policy_ros.runtime.pipeline import ChunkPipeline

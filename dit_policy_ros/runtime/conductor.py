@@ -16,30 +16,24 @@ half a second, or by `resume` (`recovery`). While the arm rests, trouble only ho
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
-
-import numpy as np
+from dataclasses import replace
 
 from dit_policy_ros.embodiment import Embodiment
-from dit_policy_ros.policy.sampling import AS_CONFIGURED, Sampling
+from dit_policy_ros.runtime.beginnings import Beginnings
 from dit_policy_ros.runtime.chunking import Chunk, drop_elapsed
 from dit_policy_ros.runtime.course import JITTER_NS, Course
+from dit_policy_ros.runtime.decisions import Counts, Directive, Outcome, Settings
 from dit_policy_ros.runtime.faults import Fault, Trouble
 from dit_policy_ros.runtime.gate import Decision, Gate, Verdict
-from dit_policy_ros.runtime.joining import Joining, Seam, blend, seam
+from dit_policy_ros.runtime.joining import blend, seam
 from dit_policy_ros.runtime.messages import MessageError
 from dit_policy_ros.runtime.observations import ObservationBuffer, ObservationError
 from dit_policy_ros.runtime.pipeline import Request, Sampled
 from dit_policy_ros.runtime.trajectory import Point, Trajectory, stop
 
-OnFault = Literal["stop", "finish_chunk"]
-Recovery = Literal["manual", "automatic"]
-
 QUIET_NS = 500_000_000  # nothing may have been wrong for so long before the arm moves again by itself
-_COMMAND_LATENCY = 0.04  # s, from the measuring of the arm to a controller's taking up a command, at the most
 _KEPT_LATENCIES = 200
 _STALL_NS = 200_000_000  # as long as the guard waits by default: from then on it may have stopped the arm
 _EVEN_AT_REST = (Fault.REJECTIONS, Fault.INFERENCE)  # not to be waited out, wherever the arm has come to rest meanwhile
@@ -49,74 +43,13 @@ _INPUT_VERDICTS = (Verdict.INPUT_MISSING, Verdict.INPUT_STALE, Verdict.INPUT_SKE
 _NS = 1_000_000_000
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The live parameters, as they are at one tick; a chunk keeps those of its request, but for dry_run and clamp.
-
-    speed_scale, above 0, at most 1: chunks are executed so much slower than they were learnt. inference_timeout and
-    budget_margin in s.
-    """
-
-    n_action_steps: int
-    sampling: Sampling = AS_CONFIGURED
-    joining: Joining = "replace"
-    speed_scale: float = 1.0
-    clamp: bool = False
-    dry_run: bool = False
-    max_consecutive_rejections: int = 5
-    on_fault: OnFault = "stop"
-    recovery: Recovery = "manual"
-    inference_timeout: float = 1.0
-    budget_margin: float = 0.02
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a request. `trajectory`, of all action joints, is there if and only if the verdict is ACCEPTED.
-
-    sent: whether it is to go to the controllers (in a dry run it is not). seam: the jump against the course it
-    replaces, None if there was none in motion. clamped: how many values were clipped into the limits.
-    """
-
-    request: Request
-    decision: Decision
-    chunk: Chunk | None = None
-    steps_dropped: int = 0
-    steps_committed: int = 0
-    trajectory: Trajectory | None = None
-    sent: bool = False
-    seam: Seam | None = None
-    clamped: int = 0
-
-
-@dataclass(frozen=True)
-class Directive:
-    """What a tick asks of the node: a chunk to be sampled, a stop to be sent, a refusal to be published."""
-
-    request: Request | None = None
-    stop: Trajectory | None = None
-    refusal: Outcome | None = None
-
-
-@dataclass
-class Counts:
-    """What has happened since the start."""
-
-    verdicts: Counter[Verdict] = field(default_factory=Counter)
-    last: Decision = field(default_factory=lambda: Decision(Verdict.ACCEPTED))
-    consecutive_rejections: int = 0
-    deadlines_missed: int = 0
-    clamped: int = 0
-    faults: Counter[Fault] = field(default_factory=Counter)
-
-
 class Conductor:
     """See the module. All times are of the clock that stamps the observations; calls must not overlap."""
 
     def __init__(self, embodiment: Embodiment, gate: Gate, observations: ObservationBuffer) -> None:
         self._embodiment = embodiment
         self._gate = gate
-        self._observations = observations
+        self._beginnings = Beginnings(gate, observations)
         self._epoch = 0
         self._running = False
         self._latencies: deque[float] = deque(maxlen=_KEPT_LATENCIES)
@@ -429,7 +362,7 @@ class Conductor:
 
     def _admit(self, outcome: Outcome, chunk: Chunk, now_ns: int, dry_run: bool) -> Outcome:
         try:
-            measured = self._measured(now_ns)
+            measured = self._beginnings.measured(self.course, now_ns)
         except (ObservationError, MessageError) as error:
             return replace(outcome, decision=Decision(Verdict[error.code], str(error)))
         if outcome.request.course is None:
@@ -442,7 +375,7 @@ class Conductor:
         course = self.course if self.moving(now_ns) else None
         if outcome.request.joining == "blend" and course is not None and outcome.request.keep_rest:
             rows = blend(rows, chunk.due_times_ns[dropped:], course)
-        starts = self._starts(measured, now_ns)
+        starts = self._beginnings.of_chunk(self.course, measured, now_ns)
         admission = self._gate.admit(
             rows, times, chunk.joint_names, starts, measured.position, chunk.observation_stamp_ns, now_ns
         )
@@ -461,16 +394,6 @@ class Conductor:
             self._adopt(outcome, chunk, trajectory, starts, now_ns)
         return outcome
 
-    def _starts(self, measured: Point, now_ns: int) -> list[Point]:
-        """Where a controller may start from: its last reference, if the course tells one, or the measured arm.
-
-        Which of the two it is depends on its configuration, so both must be safe; so must the measured arm as it will
-        be when the message has arrived.
-        """
-        assert measured.velocity is not None
-        later = replace(measured, position=measured.position + measured.velocity * _COMMAND_LATENCY)
-        return [*(self.course.starts(now_ns) if self.course is not None else ()), measured, later]
-
     def _adopt(
         self, outcome: Outcome, chunk: Chunk, trajectory: Trajectory, starts: Sequence[Point], now_ns: int
     ) -> None:
@@ -486,20 +409,14 @@ class Conductor:
         counts.consecutive_rejections = 0
         counts.clamped += outcome.clamped
 
-    # --- where the arm is ---------------------------------------------------------------------------------------------
-
-    def _measured(self, now_ns: int) -> Point:
-        """The measured arm (J,); where no velocity is measured, that of the course. Raises as `measured`."""
-        position, velocity = self._observations.measured(self._embodiment.action_joints, now_ns)
-        if velocity is None:
-            velocity = np.zeros_like(position) if self.course is None else self.course.at(now_ns).velocity
-        return Point(now_ns, position, velocity)
+    # --- rest ---------------------------------------------------------------------------------------------------------
 
     def _bring_to_rest(self, now_ns: int, moved_ns: int | None = None) -> Trajectory | None:
         """A stop from where the arm has been told to be; None if it rests, or did at moved_ns if that is given."""
         if not self.moving(now_ns if moved_ns is None else moved_ns):
             return None
-        begins = self._begins_of_stop(now_ns)
+        assert self.course is not None
+        begins = self._beginnings.of_stop(self.course, self._troubles, now_ns)
         if not begins:
             self.course = None
             return None
@@ -507,27 +424,3 @@ class Conductor:
         self.course = Course.follow(trajectory, begins[0], now_ns, self.course, begins[1:])
         self._takeover_ns = None
         return trajectory
-
-    def _begins_of_stop(self, now_ns: int) -> list[Point]:
-        """The states in which a controller may take up a stop, the one to plan it from first; empty if none is known.
-
-        It is planned from the course's reference, from which it is smooth and which no broken sensor can move. Unless
-        the arm is measured far from it: it does not follow, and must not be pulled there. While this node stood still
-        the guard may have stopped the arm anywhere, so that only the measured arm counts; if it is not known, the
-        controllers are left alone, to end at rest by themselves.
-        """
-        assert self.course is not None
-        stalled = self._sees(Fault.STALLED)
-        told = [] if stalled else list(self.course.starts(now_ns))
-        if told and self._sees(Fault.INPUT):
-            return told
-        try:
-            measured = self._measured(now_ns)
-        except (ObservationError, MessageError):
-            return told
-        # Faster than it can be is no velocity to go on with.
-        limits = np.array([self._gate.limits[joint].velocity for joint in self._embodiment.action_joints])
-        assert measured.velocity is not None
-        measured = replace(measured, velocity=np.where(np.abs(measured.velocity) <= limits, measured.velocity, 0.0))
-        far = told and float(np.abs(measured.position - told[0].position).max()) > self._gate.max_start_distance
-        return [measured, *told] if far else [*told, measured]

@@ -43,29 +43,19 @@ def make_outlet(node: Node, group: ActionGroup, command_rate: float) -> Outlet:
     )
 
 
-class TrajectoryOutlet:
-    """JointTrajectory messages with stamp zero on the controller's `~/joint_trajectory`."""
+class TopicOutlet:
+    """What the outlets that publish on the group's topic have in common: the topic, who listens, what was sent."""
 
-    rate = 0.0
-
-    def __init__(self, node: Node, group: ActionGroup) -> None:
+    def __init__(self, node: Node, group: ActionGroup, kind: type) -> None:
         self.group = group
         self._node = node
-        self._publisher = node.create_publisher(JointTrajectory, group.topic, COMMANDS)
+        self._kind = kind
+        self._publisher = node.create_publisher(kind, group.topic, COMMANDS)
         self._sent = SentMessages()
 
-    def send(self, trajectory: Trajectory, now_ns: int, start: Point) -> None:
-        """Publish it; the controller replaces what it follows."""
-        message = trajectory_message(trajectory)
+    def _publish(self, message: object) -> None:
         self._sent.add(message)  # first: it may come back before `publish` returns
         self._publisher.publish(message)
-
-    def beat(self, now_ns: int) -> None:
-        """Nothing: a message is whole."""
-
-    def flush(self, timeout: float) -> bool:
-        """See Outlet: all reliable subscribers have the message."""
-        return bool(self._publisher.wait_for_all_acked(Duration(seconds=timeout)))
 
     def listeners(self) -> int:
         """See Outlet."""
@@ -73,7 +63,7 @@ class TrajectoryOutlet:
 
     def channels(self) -> Sequence[Channel]:
         """The topic."""
-        return [Channel(self._publisher.topic_name, JointTrajectory, COMMANDS)]
+        return [Channel(self._publisher.topic_name, self._kind, COMMANDS)]
 
     def recognises(self, message: Any) -> bool:
         """Whether we sent a message of these contents lately."""
@@ -88,7 +78,27 @@ class TrajectoryOutlet:
         self._node.destroy_publisher(self._publisher)
 
 
-class PositionOutlet:
+class TrajectoryOutlet(TopicOutlet):
+    """JointTrajectory messages with stamp zero on the controller's `~/joint_trajectory`."""
+
+    rate = 0.0
+
+    def __init__(self, node: Node, group: ActionGroup) -> None:
+        super().__init__(node, group, JointTrajectory)
+
+    def send(self, trajectory: Trajectory, now_ns: int, start: Point) -> None:
+        """Publish it; the controller replaces what it follows."""
+        self._publish(trajectory_message(trajectory))
+
+    def beat(self, now_ns: int) -> None:
+        """Nothing: a message is whole."""
+
+    def flush(self, timeout: float) -> bool:
+        """See Outlet: all reliable subscribers have the message."""
+        return bool(self._publisher.wait_for_all_acked(Duration(seconds=timeout)))
+
+
+class PositionOutlet(TopicOutlet):
     """Float64MultiArray positions at a fixed rate, interpolated as a joint_trajectory_controller would.
 
     A new trajectory is joined to the last position sent, with its velocity. After the end the last point is repeated
@@ -101,11 +111,8 @@ class PositionOutlet:
     def __init__(self, node: Node, group: ActionGroup, rate: float) -> None:
         if not rate > 0:
             raise ValueError(f"the rate of '{group.topic}' is {rate} Hz, expected more than 0")
-        self.group = group
+        super().__init__(node, group, Float64MultiArray)
         self.rate = rate
-        self._node = node
-        self._publisher = node.create_publisher(Float64MultiArray, group.topic, COMMANDS)
-        self._sent = SentMessages()
         self._lock = threading.Lock()
         self._period_ns = round(_NS / rate)
         self._course: Course | None = None
@@ -136,9 +143,8 @@ class PositionOutlet:
             if self._time_ns - course.end_ns > HOLD_NS:
                 self._course = None
                 return
-            message = Float64MultiArray(data=course.at(self._time_ns).position.tolist())
-            self._sent.add(message)
-            self._publisher.publish(message)  # under the lock: an older position must not come after a newer one
+            # Under the lock: an older position must not come after a newer one.
+            self._publish(Float64MultiArray(data=course.at(self._time_ns).position.tolist()))
 
     def _advance(self, now_ns: int) -> None:
         passed_ns, self._beaten_ns = now_ns - self._beaten_ns, now_ns
@@ -170,23 +176,3 @@ class PositionOutlet:
         else:
             return False
         return bool(self._publisher.wait_for_all_acked(Duration(nanoseconds=max(0, int(timeout * _NS) - passed_ns))))
-
-    def listeners(self) -> int:
-        """See Outlet."""
-        return count_listeners(self._node, self._publisher)
-
-    def channels(self) -> Sequence[Channel]:
-        """The topic."""
-        return [Channel(self._publisher.topic_name, Float64MultiArray, COMMANDS)]
-
-    def recognises(self, message: Any) -> bool:
-        """Whether we sent these positions lately."""
-        return message in self._sent
-
-    def troubles(self) -> list[Trouble]:
-        """None: a position controller does not answer."""
-        return []
-
-    def close(self) -> None:
-        """See Outlet."""
-        self._node.destroy_publisher(self._publisher)

@@ -48,10 +48,6 @@ class FrameFeatures:
             self._entries.popitem(last=False)
         return entry.feature
 
-    def knows(self, camera_key: str, stamp_ns: int, image: np.ndarray, task: str, without_instruction: bool) -> bool:
-        """Whether `of` would return a feature kept, so that who encodes ahead can do one frame at a time."""
-        return self._kept(self._key(camera_key, stamp_ns, task, without_instruction), image) is not None
-
     def _key(self, camera_key: str, stamp_ns: int, task: str, without_instruction: bool) -> tuple[str, int, str | None]:
         words = task if self._engine.policy.text_modulates_vision and not without_instruction else None
         return camera_key, stamp_ns, words

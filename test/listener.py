@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
+from asking import ask
 from builtin_interfaces.msg import Duration
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
@@ -68,9 +70,8 @@ class Listener:
         client = self.node.create_client(kind, name)
         try:
             self.wait(client.service_is_ready, f"the service {name}")
-            future = client.call_async(request)
-            self.wait(future.done, f"an answer from {name}")
-            return future.result()
+            # A transition must not be asked for twice.
+            return ask(client, request, 60.0, once=kind is ChangeState, check=self.child.check)
         finally:
             self.node.destroy_client(client)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import rclpy
+from asking import Unanswered, ask
 from dit_policy_msgs.action import ExecuteInstruction
 from dit_policy_msgs.msg import ActionChunk, Heartbeat, PolicyStatus
 from dit_policy_msgs.srv import SetInstruction
@@ -168,20 +169,21 @@ class Robot:
 
     # --- what the robot asks of the policy node ----------------------------------------------------------------------
 
-    def call(self, kind: type, name: str, request: object, timeout: float = 90.0) -> object:
+    def call(self, kind: type, name: str, request: object, timeout: float = 90.0, once: bool = False) -> object:
         client = self.node.create_client(kind, name)
         try:
             wait_for(client.service_is_ready, f"service {name} appears", timeout)
-            future = client.call_async(request)
-            wait_for(future.done, f"service {name} answers", timeout)
-            return future.result()
+            return ask(client, request, timeout, once)
         finally:
             self.node.destroy_client(client)
 
     def transition(self, name: str) -> bool:
         number = getattr(Transition, f"TRANSITION_{name.upper()}")
         request = ChangeState.Request(transition=Transition(id=number))
-        return bool(self.call(ChangeState, "dit_policy/change_state", request).success)
+        try:
+            return bool(self.call(ChangeState, "dit_policy/change_state", request, 60.0, once=True).success)
+        except Unanswered:  # a transition cannot be asked for twice, but looked at
+            return self.state() == {"activate": "active", "cleanup": "unconfigured"}.get(name, "inactive")
 
     def state(self) -> str:
         labels = {State.PRIMARY_STATE_UNCONFIGURED: "unconfigured", State.PRIMARY_STATE_INACTIVE: "inactive"}

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from asking import ask
 from diagnostic_msgs.msg import DiagnosticStatus
 from dit_policy_msgs.msg import PolicyStatus
 from fault_robot import FaultRobot
@@ -127,9 +128,7 @@ class Stage:
         client = node.create_client(kind, name)
         try:
             wait_for(client.service_is_ready, f"service {name} appears", timeout)
-            future = client.call_async(request)
-            wait_for(future.done, f"service {name} answers", timeout)
-            return future.result()
+            return ask(client, request, timeout, once=True)
         finally:
             node.destroy_client(client)
 

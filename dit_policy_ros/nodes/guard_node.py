@@ -22,13 +22,14 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from dit_policy_msgs.msg import Heartbeat as HeartbeatMessage
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import JointState
 
 from dit_policy_ros.embodiment import Embodiment, EmbodimentError
 from dit_policy_ros.nodes.controllers import GUARD
 from dit_policy_ros.nodes.declaration import Declaration
 from dit_policy_ros.nodes.guarded_group import GuardedGroup
+from dit_policy_ros.nodes.qos import LATCHED
 from dit_policy_ros.nodes.spin import run_node
 from dit_policy_ros.runtime.heartbeat import Heartbeat
 from dit_policy_ros.runtime.messages import MessageError, stamp_ns
@@ -53,7 +54,6 @@ _CREDIBLE = 1.5  # times its velocity limit is more than a joint moves
 _CHECK_S = 0.02
 _REPORT_S = 1.0
 _LEAST_PERIODS = 2.5
-_LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class GuardNode(Node):
@@ -87,7 +87,7 @@ class GuardNode(Node):
         topic = str(self.get_parameter("heartbeat").value)
         self.create_subscription(HeartbeatMessage, topic, self._on_heartbeat, qos_profile_sensor_data)
         self.create_subscription(JointState, self._state_topic, self._on_joints, qos_profile_sensor_data)
-        self._status = self.create_publisher(DiagnosticStatus, "~/status", _LATCHED)
+        self._status = self.create_publisher(DiagnosticStatus, "~/status", LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 5)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # the node's own may stand still under use_sim_time
         self.create_timer(_CHECK_S, self._check, clock=steady)

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 
 from dit_policy_msgs.srv import SetInstruction
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from std_msgs.msg import String
 
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+from dit_policy_ros.nodes.qos import LATCHED
 
 
 class Instructions:

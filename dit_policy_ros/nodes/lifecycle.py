@@ -25,7 +25,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_srvs.srv import Trigger
@@ -38,9 +38,10 @@ from dit_policy_ros.nodes.conversions import action_chunk_message, time_message
 from dit_policy_ros.nodes.declaration import Value
 from dit_policy_ros.nodes.diagnostics import beat_values, diagnostic_array, input_values, memory_values, path_values
 from dit_policy_ros.nodes.execution import Execution
-from dit_policy_ros.nodes.instructions import LATCHED, Instructions
+from dit_policy_ros.nodes.instructions import Instructions
 from dit_policy_ros.nodes.motion import Motion, Watch
 from dit_policy_ros.nodes.parameters import Parameters
+from dit_policy_ros.nodes.qos import LATCHED, RELIABLE
 from dit_policy_ros.nodes.robot_description import RobotDescription
 from dit_policy_ros.nodes.session import Session, contradiction
 from dit_policy_ros.nodes.telemetry import Telemetry
@@ -52,7 +53,6 @@ from dit_policy_ros.runtime.watch import InputWatch
 
 _BEAT_HZ = 100.0
 _STATUS_S = 1.0
-_RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class PolicyNode(LifecycleNode):
@@ -69,9 +69,9 @@ class PolicyNode(LifecycleNode):
         self._description: RobotDescription | None = None
         if self._settings.text("limits_from") == "robot_description":
             self._description = RobotDescription(self, self._description_changed)
-        self._chunk_publisher = self.create_publisher(ActionChunk, "~/action_chunk", _RELIABLE)
+        self._chunk_publisher = self.create_publisher(ActionChunk, "~/action_chunk", RELIABLE)
         self._status_publisher = self.create_publisher(PolicyStatus, "~/status", LATCHED)
-        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", _RELIABLE)
+        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
         self._telemetry = Telemetry(self, self._settings.number("heartbeat_rate"))
         self._execution = Execution(self, self._instructions, lambda: self._motion, self._faults_last, self._now_ns)
         self.create_service(Trigger, "~/resume", self._serve_resume)

@@ -8,7 +8,7 @@ from rclpy.node import Node
 from std_msgs.msg import String
 
 from dit_policy_ros.embodiment import Embodiment, JointLimits
-from dit_policy_ros.nodes.instructions import LATCHED
+from dit_policy_ros.nodes.qos import LATCHED
 from dit_policy_ros.runtime.urdf import UrdfError, limits_from_urdf
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 from dit_policy_msgs.msg import Heartbeat
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 
 from dit_policy_ros.nodes.conversions import joint_state_message, time_message
+from dit_policy_ros.nodes.qos import RELIABLE
 from dit_policy_ros.runtime.chunking import Chunk
 from dit_policy_ros.runtime.conductor import Conductor
 
 _JOINTS_PERIOD_NS = 50_000_000
-_RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class Telemetry:
@@ -24,9 +23,9 @@ class Telemetry:
     """
 
     def __init__(self, node: Node, heartbeat_rate: float) -> None:
-        self._heartbeat = node.create_publisher(Heartbeat, "~/heartbeat", _RELIABLE)
-        self._predicted = node.create_publisher(JointState, "~/predicted_joint_states", _RELIABLE)
-        self._commanded = node.create_publisher(JointState, "~/commanded_joint_states", _RELIABLE)
+        self._heartbeat = node.create_publisher(Heartbeat, "~/heartbeat", RELIABLE)
+        self._predicted = node.create_publisher(JointState, "~/predicted_joint_states", RELIABLE)
+        self._commanded = node.create_publisher(JointState, "~/commanded_joint_states", RELIABLE)
         self._period_ns = round(1e9 / heartbeat_rate)
         self._sequence = 0
         self._heartbeat_due_ns = 0

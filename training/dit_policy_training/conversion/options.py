@@ -61,7 +61,7 @@ class Source:
 class VectorOptions:
     """What the state and the action are made of beside, or in place of, what the embodiment says."""
 
-    state_fields: list[str] = field(default_factory=lambda: ["position"])  # of the state's joints; also velocity, effort
+    state_fields: list[str] = field(default_factory=lambda: ["position"])  # also velocity, effort
     state: list[Source] = field(default_factory=list)  # behind the embodiment's joints
     action_from: str = "commands"  # or next_state: the action joints' measured positions one frame later
     action: list[Source] = field(default_factory=list)  # in place of the embodiment's action groups

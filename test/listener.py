@@ -60,6 +60,14 @@ class Listener:
             time.sleep(0.01)
         return value
 
+    def wait_until(self, condition: Callable[[], Any], patience: float) -> bool:
+        """Whether the condition came true within `patience` seconds."""
+        deadline = time.monotonic() + patience
+        while not condition() and time.monotonic() < deadline:
+            self.child.check()
+            time.sleep(0.001)
+        return bool(condition())
+
     def next(self, topic: str, count: int = 1) -> list[Any]:
         """The next `count` messages from now on; a message that is on its way may be the first."""
         seen = len(self.heard[topic])
@@ -87,8 +95,12 @@ class Listener:
 
     def publish(self, topic: str, message: Any) -> None:
         """Publish reliably, once somebody listens."""
+        self.publisher(topic, type(message)).publish(message)
+
+    def publisher(self, topic: str, kind: type) -> Any:
+        """A reliable publisher that somebody listens to."""
         if topic not in self._publishers:
-            self._publishers[topic] = self.node.create_publisher(type(message), topic, 10)
+            self._publishers[topic] = self.node.create_publisher(kind, topic, 10)
         publisher = self._publishers[topic]
         self.wait(publisher.get_subscription_count, f"a listener on {topic}")
-        publisher.publish(message)
+        return publisher

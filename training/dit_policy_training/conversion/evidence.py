@@ -1,16 +1,16 @@
 """What an episode was before anything wrote it: so that a finished dataset can be held against it.
 
-The witness sees each row before the writer does. Of the vectors it keeps a hash, of the tasks where they change, and of
-each camera a few whole pictures, lossless. That costs next to nothing, and what is wrong later, in an encoder, in a
-table, or in a merge, cannot be right in both places.
+The witness sees each row before the writer does. It keeps all vectors as they are, the tasks where they change, and of
+each camera a few whole pictures, lossless. That costs next to nothing, and what goes wrong later, in an encoder, in a
+table, or in a merge, cannot go wrong here in the same way.
 """
 
-import hashlib
 import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import cv2
 import numpy as np
@@ -27,82 +27,114 @@ class EvidenceError(ValueError):
 class EpisodeEvidence:
     """One episode as sampled."""
 
+    folder: Path
     frames: int
     tasks: list[list[Any]]  # [first frame, task] wherever the task changes; the first at frame 0
-    vectors: dict[str, str]  # SHA-256 by feature: of all rows' float32 values, little-endian
-    pictures: list[int]  # frames whose pictures were kept, ascending
-    folder: Path | None = None  # where they lie
+    vectors: dict[str, int]  # length by feature
+    pictures: list[int]  # frames whose pictures were kept, ascending; the last frame among them
+
+    def vector(self, key: str) -> np.ndarray:
+        """(frames, length) float32; raises EvidenceError if values are missing."""
+        values = np.fromfile(self.folder / f"{key}.f32", dtype="<f4")
+        if values.size != self.frames * self.vectors[key]:
+            raise EvidenceError(f"{self.folder}/{key}.f32 is incomplete; {_advice(self.folder)}")
+        return values.reshape(self.frames, self.vectors[key])
 
     def picture(self, key: str, frame: int) -> np.ndarray:
-        """A kept picture as it was sampled: (H, W, 3) uint8, or depth (H, W) as it came."""
-        assert self.folder is not None
-        path = self.folder / f"{key}-{frame:06d}"
-        if (png := path.with_suffix(".png")).exists():
-            return np.asarray(cv2.cvtColor(_read_png(png), cv2.COLOR_BGR2RGB))
+        """A kept picture as it was sampled: (H, W, 3) uint8, or depth as it came."""
+        path = self.folder / f"{key}-{frame:06d}.png"
         if (table := path.with_suffix(".npy")).exists():
             return np.asarray(np.load(table))
-        raise EvidenceError(f"{path}.png is missing; remove the shard {self.folder.parents[1]} and convert again")
+        if (picture := cv2.imread(str(path), cv2.IMREAD_COLOR)) is None:
+            raise EvidenceError(f"{path} is missing or damaged; {_advice(self.folder)}")
+        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
 
 
 class Witness:
-    """Sees the rows of one episode after the other, and leaves an EpisodeEvidence of each in `folder`.
+    """Sees the rows of one episode after the other, and leaves an EpisodeEvidence of each kept one in `folder`.
 
-    Pictures are held by reference until the episode ends, KEPT rows of them at most: rows must not be overwritten.
+    Memory: KEPT rows' pictures, held by reference until the episode ends, so that rows must not be overwritten.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._episodes = 0
-        self._forget()
+        self._kept = 0
+        self._episode: _Episode | None = None
 
     def add(self, row: Any) -> None:
         """A row (of `.frame`, `.action`, `.task`) before it is written."""
-        if not self._tasks or self._tasks[-1][1] != row.task:
-            self._tasks.append([self._frames, row.task])
-        pictures = {}
-        for key, value in (*row.frame.items(), ("action", row.action)):
-            if value.ndim > 1:
-                pictures[key] = value
-            else:
-                self._hashes.setdefault(key, hashlib.sha256()).update(vector_bytes(value))
-        self._hold(pictures)
+        if self._episode is None:
+            self._episode = _Episode(self._folder / f"episode-{self._kept:06d}")
+        self._episode.add({**row.frame, "action": row.action}, row.task)
+
+    def end(self, keep: bool) -> None:
+        """The episode is over; `keep` says whether its evidence is."""
+        if self._episode is None:
+            return
+        if keep:
+            self._episode.finish()
+            self._kept += 1
+        else:
+            self._episode.forget()
+        self._episode = None
+
+
+class _Episode:
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self._frames, self._every = 0, 1
+        self._tasks: list[list[Any]] = []
+        self._files: dict[str, BinaryIO] = {}
+        self._lengths: dict[str, int] = {}
+        self._held: dict[int, dict[str, np.ndarray]] = {}
+        self._last: dict[str, np.ndarray] = {}
+
+    def add(self, values: Mapping[str, np.ndarray], task: str) -> None:
+        if not self._tasks or self._tasks[-1][1] != task:
+            self._tasks.append([self._frames, task])
+        for key, value in values.items():
+            if value.ndim == 1:
+                self._add_vector(key, value)
+        self._hold({key: value for key, value in values.items() if value.ndim > 1})
         self._frames += 1
 
+    def _add_vector(self, key: str, value: np.ndarray) -> None:
+        if key not in self._files:
+            self._files[key] = (self._folder / f"{key}.f32").open("wb")
+            self._lengths[key] = len(value)
+        self._files[key].write(np.ascontiguousarray(value, dtype="<f4").tobytes())
+
     def _hold(self, pictures: dict[str, np.ndarray]) -> None:
-        """Keep every n-th, n doubling: evenly spread, however long the episode gets."""
-        self._last = (self._frames, pictures)
+        """Every n-th, n doubling: evenly spread, however long the episode gets."""
+        self._last = pictures
         if self._frames % self._every == 0:
             self._held[self._frames] = pictures
         if len(self._held) == KEPT:
             self._every *= 2
             self._held = {frame: held for frame, held in self._held.items() if frame % self._every == 0}
 
-    def end(self, keep: bool) -> None:
-        """The episode is over; `keep` says whether its evidence is needed."""
-        if keep:
-            self._write()
-            self._episodes += 1
-        self._forget()
-
-    def _write(self) -> None:
-        frame, pictures = self._last
-        held = {**self._held, frame: pictures}
-        folder = self._folder / f"episode-{self._episodes:06d}"
-        folder.mkdir(parents=True)
-        for frame, pictures in held.items():
+    def finish(self) -> None:
+        self._close()
+        self._held[self._frames - 1] = self._last
+        for frame, pictures in self._held.items():
             for key, picture in pictures.items():
-                _write_picture(folder / f"{key}-{frame:06d}", picture)
-        vectors = {key: hashed.hexdigest() for key, hashed in self._hashes.items()}
-        record = asdict(EpisodeEvidence(self._frames, self._tasks, vectors, sorted(held)))
-        del record["folder"]
-        (folder / "episode.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
+                _write_picture(self._folder / f"{key}-{frame:06d}", picture)
+        record = {
+            "frames": self._frames,
+            "tasks": self._tasks,
+            "vectors": self._lengths,
+            "pictures": sorted(self._held),
+        }
+        (self._folder / "episode.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
 
-    def _forget(self) -> None:
-        self._frames, self._every = 0, 1
-        self._tasks: list[list[Any]] = []
-        self._hashes: dict[str, Any] = {}
-        self._held: dict[int, dict[str, np.ndarray]] = {}
-        self._last: tuple[int, dict[str, np.ndarray]] = (0, {})
+    def forget(self) -> None:
+        self._close()
+        shutil.rmtree(self._folder)
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
 
 
 @dataclass(frozen=True)
@@ -117,41 +149,25 @@ class ShardEvidence:
         """Raises EvidenceError if the shard has none, or it cannot be read."""
         folders = sorted((shard / FOLDER).glob("episode-*"))
         if not folders:
-            raise EvidenceError(f"{shard} has no {FOLDER} to check the dataset by; remove it and convert again")
+            raise EvidenceError(f"{shard} has no {FOLDER} to check the dataset by; {_advice(shard)}")
         return cls(shard, tuple(_load(folder) for folder in folders))
-
-
-def vector_bytes(values: np.ndarray) -> bytes:
-    """What is hashed: float32, little-endian, row after row."""
-    return np.ascontiguousarray(values, dtype="<f4").tobytes()
-
-
-def hash_of(rows: np.ndarray) -> str:
-    """The hash that a Witness would have made of these rows, (N, D) float32."""
-    return hashlib.sha256(vector_bytes(rows)).hexdigest()
 
 
 def _load(folder: Path) -> EpisodeEvidence:
     try:
-        record: Mapping[str, Any] = json.loads((folder / "episode.json").read_text())
-        return EpisodeEvidence(**record, folder=folder)
+        return EpisodeEvidence(folder, **json.loads((folder / "episode.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise EvidenceError(f"{folder}: {error}; remove the shard {folder.parents[1]} and convert again") from error
+        raise EvidenceError(f"{folder}/episode.json: {error}; {_advice(folder)}") from error
+
+
+def _advice(inside: Path) -> str:
+    shard = next((path.parent for path in (inside, *inside.parents) if path.name == FOLDER), inside)
+    return f"remove the shard {shard} and convert again"
 
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:
-    if picture.dtype != np.uint8:
+    if picture.dtype != np.uint8:  # depth
         np.save(path.with_suffix(".npy"), picture)
         return
-    fast = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-    encoded, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), fast)
-    if not encoded:
-        raise EvidenceError(f"{path}: a picture of {picture.shape} cannot be kept as PNG")
-    path.with_suffix(".png").write_bytes(data.tobytes())
-
-
-def _read_png(path: Path) -> np.ndarray:
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise EvidenceError(f"{path} is damaged; remove the shard {path.parents[2]} and convert again")
-    return np.asarray(picture)
+    rgb = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    path.with_suffix(".png").write_bytes(cv2.imencode(".png", rgb, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())

@@ -55,6 +55,10 @@ class MessageError(ValueError):
         self.code = code
 
 
+class DamagedError(MessageError):
+    """A picture whose bytes are damaged or cut short; the next one may be sound."""
+
+
 def stamp_ns(message: Any) -> int:
     """The header stamp in nanoseconds."""
     stamp = message.header.stamp
@@ -206,9 +210,10 @@ def _check_colours(header: PictureHeader, message: Any, camera: Camera) -> None:
         )
 
 
-def _damaged(message: Any, camera: Camera, reason: str) -> MessageError:
+def _damaged(message: Any, camera: Camera, reason: str) -> DamagedError:
     found = f"{len(message.data)} bytes of {message.format} that are damaged or cut short: {reason}"
-    return _error(camera.topic, message, found, "a whole image", "look at the camera and the network")
+    error = _error(camera.topic, message, found, "a whole image", "look at the camera and the network")
+    return DamagedError(str(error))
 
 
 def _check_size(width: int, height: int, message: Any, camera: Camera) -> None:

@@ -138,6 +138,12 @@ class ObservationBuffer:
         with self._lock:
             self._start_afresh()
 
+    def forget(self, t_ns: int) -> None:
+        """Forget the messages that no frame from t_ns on needs, for who goes through a recording and holds many."""
+        with self._lock:
+            for stream in self._streams.values():
+                stream.forget(t_ns)
+
     def _start_afresh(self) -> None:
         self._epoch += 1
         self._reset_ns = None

@@ -102,6 +102,15 @@ class Stream:
             raise ObservationError("INPUT_STALE", self._stale(sample, t_ns))
         return sample
 
+    def around(self, t_ns: int) -> tuple[Sample | None, Sample | None]:
+        """The newest message stamped not later than t_ns, and the first one later; None where there is none."""
+        index = bisect_right(self.samples, t_ns, key=_stamp)
+        return (self.samples[index - 1] if index else None, self.samples[index] if index < len(self.samples) else None)
+
+    def forget(self, t_ns: int) -> None:
+        """Forget the messages that no instant from t_ns on needs: those before the newest not later than it."""
+        del self.samples[: max(0, bisect_right(self.samples, t_ns, key=_stamp) - 1)]
+
     def after(self, stamp_ns: int | None) -> list[Sample]:
         """The messages stamped later than stamp_ns, earliest first; all of them for None."""
         return self.samples[0 if stamp_ns is None else bisect_right(self.samples, stamp_ns, key=_stamp) :]

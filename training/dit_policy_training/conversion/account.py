@@ -18,8 +18,9 @@ class StreamAccount:
 
     `age_*` is the distance from a row's instant to the message used, skew the header stamp less the receive time. Rate
     in Hz, over the whole bag; `longest_pause` between two messages. `late`: came after one stamped later; `too_late`:
-    of these, the ones that came when the row they belong to was already made. `repeated`: share of the rows that have
-    the same message as the row before. `max_age` is None where a value holds until the next one comes.
+    of these, the ones that came when the row they belong to was already made. `astray`: not used, since stamped too far
+    from the receive time after a jump of the clock. `repeated`: share of the rows that have the same message as the row
+    before. `max_age` is None where a value holds until the next one comes.
     """
 
     name: str
@@ -41,6 +42,7 @@ class StreamAccount:
     too_late: int = 0
     duplicates: int = 0
     clock_jumps: int = 0
+    astray: int = 0
     repeated: float = 0.0
 
 

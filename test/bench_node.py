@@ -31,8 +31,6 @@ from bench_robot import CAMERAS, HEIGHT, WIDTH
 from diagnostic_msgs.msg import DiagnosticArray
 from dit_policy_msgs.msg import ActionChunk, SceneState
 from dit_policy_msgs.srv import ResetScene, SetInstruction
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
 from listener import Listener
 from policy_fixtures import INSTRUCTIONS, demo_config, make_stats
 from rich.progress import track
@@ -84,11 +82,9 @@ class Bench:
         self.node = node
         self.listener = listener
 
-    def transition(self, number: int) -> None:
+    def transition(self, name: str) -> None:
         """Ask for a lifecycle transition, and insist."""
-        request = ChangeState.Request(transition=Transition(id=number))
-        answer = self.listener.call(ChangeState, "dit_policy/change_state", request)
-        assert answer.success, self.node.last_lines()
+        assert self.listener.transition(name), self.node.last_lines()
 
     def instruct(self, text: str) -> None:
         """Tell the node what to do."""
@@ -144,7 +140,7 @@ def running(folder: Path, transport: str) -> Iterator[Bench]:
         listener = Listener(node, {CHUNK: ActionChunk, DIAGNOSTICS: DiagnosticArray})
         stack.callback(listener.close)
         bench = Bench(node, listener)
-        bench.transition(Transition.TRANSITION_CONFIGURE)
+        bench.transition("configure")
         yield bench
 
 
@@ -152,7 +148,7 @@ def measured(transport: str, folder: Path, options: argparse.Namespace) -> Itera
     """The figures of the node with cameras of one transport."""
     kind = "JPEG" if transport == "compressed" else "raw"
     with running(folder, transport) as bench:
-        bench.transition(Transition.TRANSITION_ACTIVATE)
+        bench.transition("activate")
         time.sleep(3)
         waiting = bench.cores(options.seconds)
         bench.instruct(INSTRUCTIONS[0])
@@ -175,7 +171,7 @@ def memory(folder: Path, minutes: float) -> Iterator[Row]:
     """The slope of the resident set; its first minute is left out, in which allocators still fill their pools."""
     times, sizes = [], []
     with running(folder, "raw") as bench:
-        bench.transition(Transition.TRANSITION_ACTIVATE)
+        bench.transition("activate")
         bench.instruct(INSTRUCTIONS[0])
         time.sleep(min(60.0, minutes * 15))
         for _ in track(range(max(3, round(minutes * 12))), "memory", transient=True):
@@ -198,7 +194,7 @@ def seams(folder: Path, seconds: float) -> Iterator[Row]:
         listener = Listener(policy, topics)
         stack.callback(listener.close)
         bench = Bench(policy, listener)
-        bench.transition(Transition.TRANSITION_CONFIGURE)
+        bench.transition("configure")
         listener.wait(lambda: listener.heard["scene_state"], f"the {simulator.name}'s first scene", 60)
         for joining in JOININGS:
             bench.set(joining=joining)
@@ -207,9 +203,9 @@ def seams(folder: Path, seconds: float) -> Iterator[Row]:
                 assert listener.call(ResetScene, "reset_scene", ResetScene.Request(seed=800_000 + seed)).success
                 bench.instruct(INSTRUCTIONS[seed])
                 time.sleep(0.5)
-                bench.transition(Transition.TRANSITION_ACTIVATE)
+                bench.transition("activate")
                 found += bench.chunks(seconds)
-                bench.transition(Transition.TRANSITION_DEACTIVATE)
+                bench.transition("deactivate")
             yield from seam_rows(joining, found)
 
 

@@ -8,10 +8,12 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import asking
 import rclpy
 from asking import ask
 from builtin_interfaces.msg import Duration
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
@@ -78,10 +80,18 @@ class Listener:
         client = self.node.create_client(kind, name)
         try:
             self.wait(client.service_is_ready, f"the service {name}")
-            # A transition must not be asked for twice.
-            return ask(client, request, 60.0, once=kind is ChangeState, check=self.child.check)
+            return ask(client, request, 40.0, once=kind is ChangeState, check=self.child.check)
         finally:
             self.node.destroy_client(client)
+
+    def transition(self, name: str, node: str = "dit_policy") -> bool:
+        """Whether a lifecycle node made the transition of this name."""
+        request = ChangeState.Request(transition=Transition(id=getattr(Transition, f"TRANSITION_{name.upper()}")))
+        return asking.transition(
+            name,
+            lambda: bool(self.call(ChangeState, f"{node}/change_state", request).success),
+            lambda: asking.label(self.call(GetState, f"{node}/get_state", GetState.Request()).current_state),
+        )
 
     def set_parameter(self, node: str, name: str, value: Any) -> Any:
         request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])

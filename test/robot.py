@@ -9,14 +9,15 @@ import threading
 import time
 from collections.abc import Callable
 
+import asking
 import cv2
 import numpy as np
 import rclpy
-from asking import Unanswered, ask
+from asking import ask
 from dit_policy_msgs.action import ExecuteInstruction
 from dit_policy_msgs.msg import ActionChunk, Heartbeat, PolicyStatus
 from dit_policy_msgs.srv import SetInstruction
-from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Log
 from rcl_interfaces.srv import GetParameters, ListParameters, SetParameters, SetParametersAtomically
@@ -180,15 +181,14 @@ class Robot:
     def transition(self, name: str) -> bool:
         number = getattr(Transition, f"TRANSITION_{name.upper()}")
         request = ChangeState.Request(transition=Transition(id=number))
-        try:
-            return bool(self.call(ChangeState, "dit_policy/change_state", request, 60.0, once=True).success)
-        except Unanswered:  # a transition cannot be asked for twice, but looked at
-            return self.state() == {"activate": "active", "cleanup": "unconfigured"}.get(name, "inactive")
+
+        def change() -> bool:
+            return bool(self.call(ChangeState, "dit_policy/change_state", request, 40.0, once=True).success)
+
+        return asking.transition(name, change, self.state)
 
     def state(self) -> str:
-        labels = {State.PRIMARY_STATE_UNCONFIGURED: "unconfigured", State.PRIMARY_STATE_INACTIVE: "inactive"}
-        answer = self.call(GetState, "dit_policy/get_state", GetState.Request())
-        return labels.get(answer.current_state.id, answer.current_state.label)
+        return asking.label(self.call(GetState, "dit_policy/get_state", GetState.Request()).current_state)
 
     def set_instruction(self, text: str) -> SetInstruction.Response:
         return self.call(SetInstruction, "dit_policy/set_instruction", SetInstruction.Request(instruction=text))

@@ -18,8 +18,6 @@ pytest.importorskip("rclpy", reason="ROS 2 is not installed; make setup brings i
 import rclpy
 from dit_policy_msgs.msg import ActionChunk, TrajectoryControllerState
 from dit_policy_msgs.srv import ResetScene
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
 from listener import Listener
 from policy_fixtures import INSTRUCTIONS, demo_config, make_stats
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -73,22 +71,17 @@ def nodes(checkpoint: Path, tmp_path: Path) -> Iterator[tuple[Listener, Child, C
         yield listener, simulator, policy
 
 
-def transition(listener: Listener, number: int) -> bool:
-    request = ChangeState.Request(transition=Transition(id=number))
-    return bool(listener.call(ChangeState, "dit_policy/change_state", request).success)
-
-
 @pytest.mark.timeout(180)
 def test_images_and_words_move_the_arm_and_deactivation_stops_it(nodes: tuple[Listener, Child, Child]) -> None:
     listener, simulator, policy = nodes
     chunks = listener.heard["dit_policy/action_chunk"]
-    assert transition(listener, Transition.TRANSITION_CONFIGURE), policy.last_lines()
+    assert listener.transition("configure"), policy.last_lines()
     assert listener.call(ResetScene, "reset_scene", ResetScene.Request(seed=500_000)).success
     home = arm(listener.next("joint_states", 5)[-1])
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     instruction = listener.node.create_publisher(String, "instruction", latched)
     instruction.publish(String(data=INSTRUCTIONS[0]))
-    assert transition(listener, Transition.TRANSITION_ACTIVATE)
+    assert listener.transition("activate")
 
     accepted = listener.wait(
         lambda: len(sent := [chunk for chunk in chunks if chunk.verdict == Verdict.ACCEPTED]) >= 3 and sent,
@@ -102,7 +95,7 @@ def test_images_and_words_move_the_arm_and_deactivation_stops_it(nodes: tuple[Li
     errors = [np.abs(state.error.positions).max() for state in listener.next(STATE, 50)]
     assert max(errors) < 0.15, "the arm follows the controller's reference (rad)"
 
-    assert transition(listener, Transition.TRANSITION_DEACTIVATE)
+    assert listener.transition("deactivate")
     sent = len(chunks)
     listener.wait(
         lambda: max(np.abs(arm(m, "velocity")).max() for m in listener.next("joint_states", 20)) < 0.02,

@@ -14,8 +14,6 @@ import toy_robot
 from dit_policy_training.bags import read_messages
 from dit_policy_training.commands import ControllerOptions
 from dit_policy_training.episodes import Row, sample_rows, topics_of
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
 from listener import Listener
 from policy_fixtures import INSTRUCTIONS, demo_config, make_stats
 from rosbags.highlevel import AnyReader
@@ -110,8 +108,7 @@ def replay(bag: Path, listener: Listener) -> int:
 def test_the_nodes_windows_are_the_converters(bag: Path, rows: list[Row], node: Child, tmp_path: Path) -> None:
     listener = Listener(node, {RECEIVED: UInt64})
     try:
-        request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
-        assert listener.call(ChangeState, "/dit_policy/change_state", request).success
+        assert listener.transition("configure"), node.last_lines()
         assert replay(bag, listener) > 200
         listener.wait((tmp_path / "windows.npz").exists, "the windows")
     finally:

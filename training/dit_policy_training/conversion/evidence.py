@@ -42,12 +42,14 @@ class EpisodeEvidence:
 
     def picture(self, key: str, frame: int) -> np.ndarray:
         """A kept picture as it was sampled: (H, W, 3) uint8, or depth as it came."""
-        path = self.folder / f"{key}-{frame:06d}.png"
-        if (table := path.with_suffix(".npy")).exists():
-            return np.asarray(np.load(table))
-        if (picture := cv2.imread(str(path), cv2.IMREAD_COLOR)) is None:
-            raise EvidenceError(f"{path} is missing or damaged; {_advice(self.folder)}")
-        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+        name = f"{key}-{frame:06d}"
+        try:
+            if (depth := self.folder / f"{name}.npy").exists():
+                return np.asarray(np.load(depth))
+            png = np.fromfile(self.folder / f"{name}.png", np.uint8)
+            return np.asarray(cv2.cvtColor(cv2.imdecode(png, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
+        except (OSError, ValueError, cv2.error) as error:
+            raise EvidenceError(f"{self.folder / name}: {error}; {_advice(self.folder)}") from error
 
 
 class Witness:
@@ -119,7 +121,7 @@ class _Episode:
         self._held[self._frames - 1] = self._last
         for frame, pictures in self._held.items():
             for key, picture in pictures.items():
-                _write_picture(self._folder / f"{key}-{frame:06d}", picture)
+                _write_picture(self._folder, f"{key}-{frame:06d}", picture)
         record = {
             "frames": self._frames,
             "tasks": self._tasks,
@@ -165,9 +167,9 @@ def _advice(inside: Path) -> str:
     return f"remove the shard {shard} and convert again"
 
 
-def _write_picture(path: Path, picture: np.ndarray) -> None:
-    if picture.dtype != np.uint8:  # depth
-        np.save(path.with_suffix(".npy"), picture)
+def _write_picture(folder: Path, name: str, picture: np.ndarray) -> None:
+    if picture.dtype != np.uint8:
+        np.save(folder / f"{name}.npy", picture)  # depth
         return
-    rgb = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    path.with_suffix(".png").write_bytes(cv2.imencode(".png", rgb, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    (folder / f"{name}.png").write_bytes(cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())

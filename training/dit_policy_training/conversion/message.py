@@ -2,41 +2,48 @@
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 _HEADER_STAMP = {0: struct.Struct(">iI").unpack_from, 1: struct.Struct("<iI").unpack_from}  # by CDR's endianness flag
+
+
+type Raw = bytes | memoryview
 
 
 class BagError(ValueError):
     """A recording that cannot be read, or not further, or a message of it that cannot; says what, where, what to do."""
 
 
+@dataclass(frozen=True)
+class MessageKind:
+    """A message type: its name, whether it begins with a std_msgs/Header, and what decodes CDR bytes of it."""
+
+    msgtype: str
+    stamped: bool
+    decode: Callable[[Raw], Any]
+
+
 class BagMessage:
-    """One message under the topic's name as the caller asked for it; `raw` is its CDR, `receive_ns` the recorder's time.
+    """One message, under the topic's name as the caller asked for it: its CDR in `raw`, and when it was received.
 
     A field that this class lacks (header, encoding, data, ...) is the message's own, so that it serves as the message
     to whatever takes ROS messages by duck typing. The first such access decodes it.
     """
 
-    __slots__ = ("_decode", "_msg", "_stamped", "msgtype", "raw", "receive_ns", "topic")
+    __slots__ = ("_kind", "_msg", "raw", "receive_ns", "topic")
 
-    def __init__(
-        self,
-        topic: str,
-        receive_ns: int,
-        msgtype: str,
-        raw: bytes | memoryview,
-        stamped: bool,
-        decode: Callable[[bytes | memoryview, str], Any],
-    ):
-        """`stamped`: whether the type begins with a std_msgs/Header."""
+    def __init__(self, topic: str, receive_ns: int, kind: MessageKind, raw: Raw):
         self.topic = topic
         self.receive_ns = receive_ns
-        self.msgtype = msgtype
         self.raw = raw
-        self._stamped = stamped
-        self._decode = decode
+        self._kind = kind
         self._msg: Any = None
+
+    @property
+    def msgtype(self) -> str:
+        """Such as sensor_msgs/msg/Image."""
+        return self._kind.msgtype
 
     @property
     def stamp_ns(self) -> int | None:
@@ -44,10 +51,10 @@ class BagMessage:
 
         Raises BagError if the bytes end before it.
         """
-        if not self._stamped:
+        if not self._kind.stamped:
             return None
         if len(self.raw) < 12:
-            raise self._error(f"{len(self.raw)} bytes are too few for a header stamp")
+            raise self._error(f"its {len(self.raw)} bytes are too few for a header stamp")
         seconds, nanoseconds = _HEADER_STAMP[self.raw[1] & 1](self.raw, 4)
         return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
@@ -56,9 +63,10 @@ class BagMessage:
         """The decoded message. Raises BagError if it cannot be decoded as its type says."""
         if self._msg is None:
             try:
-                self._msg = self._decode(self.raw, self.msgtype)
+                self._msg = self._kind.decode(self.raw)
             except Exception as error:  # the generated decoders raise anything on damaged bytes
-                raise self._error(f"cannot be decoded as {self.msgtype}: {type(error).__name__}: {error}") from error
+                reason = f"it cannot be decoded as {self.msgtype}, {type(error).__name__}: {error}"
+                raise self._error(reason) from error
         return self._msg
 
     def __getattr__(self, name: str) -> Any:
@@ -71,6 +79,6 @@ class BagMessage:
 
     def _error(self, reason: str) -> BagError:
         return BagError(
-            f"{self.topic}: the message received at {self.receive_ns / 1e9:.3f} s: {reason}; the recording is damaged, or "
-            "its type was defined otherwise"
+            f"{self.topic}: the message received at {self.receive_ns / 1e9:.3f} s is damaged, or its type is defined "
+            f"otherwise than where it was sent: {reason}"
         )

@@ -1,0 +1,178 @@
+"""How a recording's messages are decoded: by the definitions in the bag, else by its ROS distribution's, else by ours.
+
+Bags of before Iron carry no definitions. Those of ROS's common interfaces come with rosbags for each distribution;
+control_msgs and std_srvs do not, so that the fields of those that robots record stand here, as the repositories
+ros-controls/control_msgs and ros2/common_interfaces have them.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from rosbags.interfaces import Nodetype
+from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+
+from dit_policy_training.conversion.message import BagError, MessageKind, Raw
+
+_SEPARATOR = "=" * 80 + "\n"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A type's definition as a bag carries it; `encoding` is ros2msg or ros2idl."""
+
+    encoding: str
+    text: str
+
+
+_POINTS = "trajectory_msgs/JointTrajectoryPoint"
+_MULTI_DOF = "trajectory_msgs/MultiDOFJointTrajectoryPoint"
+_UUID = "unique_identifier_msgs/UUID goal_id\n"
+
+
+def _fields(kind: str, *names: str) -> str:
+    return "".join(f"{kind} {name}\n" for name in names)
+
+
+_STATE_HEAD = "std_msgs/Header header\nstring[] joint_names\n"
+_STATE_NOW = ("reference", "feedback", "error", "output", "desired", "actual")
+_HUMBLE_STATE = (
+    _STATE_HEAD
+    + _fields(_POINTS, *_STATE_NOW)
+    + "string[] multi_dof_joint_names\n"
+    + _fields(_MULTI_DOF, *(f"multi_dof_{name}" for name in _STATE_NOW))
+)
+_FOXY_FEEDBACK = _STATE_HEAD + _fields(_POINTS, "desired", "actual", "error")
+_MULTI_DOF_FEEDBACK = "string[] multi_dof_joint_names\n" + _fields(
+    _MULTI_DOF, "multi_dof_desired", "multi_dof_actual", "multi_dof_error"
+)
+_GRIPPER_STATE = _fields("float64", "position", "effort") + _fields("bool", "stalled", "reached_goal")
+
+
+def _action_feedback(action: str, *feedbacks: str) -> dict[str, list[str]]:
+    """The type of an action's feedback topic, one text for each form that the feedback has had."""
+    name = action.replace("/action/", "/")
+    return {
+        f"{action}_FeedbackMessage": [
+            f"{_UUID}{name}_Feedback feedback\n{_SEPARATOR}MSG: {name}_Feedback\n{feedback}" for feedback in feedbacks
+        ]
+    }
+
+
+def _service_event(service: str, request: str, response: str) -> dict[str, list[str]]:
+    """The type of a service's introspection topic, `_service_event`."""
+    name = service.replace("/srv/", "/")
+    event = f"service_msgs/ServiceEventInfo info\n{name}_Request[<=1] request\n{name}_Response[<=1] response\n"
+    parts = f"{_SEPARATOR}MSG: {name}_Request\n{request}{_SEPARATOR}MSG: {name}_Response\n{response}"
+    return {f"{service}_Event": [event + parts]}
+
+
+_NOTHING = "uint8 structure_needs_at_least_one_member\n"
+_ANSWER = "bool success\nstring message\n"
+
+# Newest form first; a message is taken by the first that it fits to the last byte.
+_DEFINITIONS: dict[str, list[str]] = {
+    "control_msgs/msg/JointTrajectoryControllerState": [
+        _HUMBLE_STATE + "float64 speed_scaling_factor\n",
+        _HUMBLE_STATE,
+        _FOXY_FEEDBACK,
+    ],
+    "control_msgs/msg/DynamicJointState": [
+        f"{_STATE_HEAD}control_msgs/InterfaceValue[] interface_values\n{_SEPARATOR}MSG: control_msgs/InterfaceValue\n"
+        "string[] interface_names\nfloat64[] values\n"
+    ],
+    "control_msgs/msg/GripperCommand": [_fields("float64", "position", "max_effort")],
+    "control_msgs/msg/JointJog": [
+        _STATE_HEAD + _fields("float64[]", "displacements", "velocities") + "float64 duration\n"
+    ],
+    "control_msgs/msg/SingleDOFStateStamped": [
+        "std_msgs/Header header\ncontrol_msgs/SingleDOFState dof_state\n"
+        f"{_SEPARATOR}MSG: control_msgs/SingleDOFState\nstring name\n"
+        + _fields("float64", "reference", "feedback", "feedback_dot", "error", "error_dot", "time_step", "output")
+    ],
+    **_action_feedback(
+        "control_msgs/action/FollowJointTrajectory",
+        _FOXY_FEEDBACK + "int32 index\n" + _MULTI_DOF_FEEDBACK + "int32 multi_dof_index\n",
+        _FOXY_FEEDBACK + _MULTI_DOF_FEEDBACK,
+        _FOXY_FEEDBACK,
+    ),
+    **_action_feedback("control_msgs/action/GripperCommand", _GRIPPER_STATE),
+    **_action_feedback("control_msgs/action/ParallelGripperCommand", "sensor_msgs/JointState state\n"),
+    **_service_event("std_srvs/srv/Trigger", _NOTHING, _ANSWER),
+    **_service_event("std_srvs/srv/SetBool", "bool data\n", _ANSWER),
+    **_service_event("std_srvs/srv/Empty", _NOTHING, _NOTHING),
+}
+
+
+def message_kind(msgtype: str, definition: Definition | None, digest: str, distro: str | None) -> MessageKind:
+    """What decodes messages of `msgtype` in a bag of the ROS distribution `distro` (None: not known).
+
+    `digest` is the type's RIHS01 hash in the bag, or empty. Raises BagError if the type is defined nowhere, or its
+    definition in the bag is damaged.
+    """
+    stores = (_defined_in_bag(msgtype, definition, digest),) if definition else _defined_elsewhere(msgtype, distro)
+    if not stores:
+        raise BagError(
+            f"type {msgtype}: the bag does not carry its definition (those of before Iron do not), nor do ROS's common "
+            "interfaces have it; record again with Iron or later, or `ros2 bag convert` the bag where the type is known"
+        )
+    fields = stores[0].fielddefs[msgtype][1]
+    stamped = bool(fields) and fields[0][1] == (Nodetype.NAME, "std_msgs/msg/Header")
+
+    def decode(raw: Raw) -> Any:
+        for store in stores[:-1]:
+            try:
+                return store.deserialize_cdr(raw, msgtype)
+            except Exception:  # it has another form: the next
+                continue
+        return stores[-1].deserialize_cdr(raw, msgtype)
+
+    return MessageKind(msgtype, stamped, decode)
+
+
+# A pure function of its arguments, and parsing takes tens of milliseconds: once a process, not once a bag.
+@lru_cache(maxsize=256)
+def _defined_in_bag(msgtype: str, definition: Definition, digest: str) -> Typestore:
+    try:
+        if definition.encoding == "ros2idl":
+            types = _types_from_idl(definition.text)
+        else:
+            types = get_types_from_msg(definition.text, msgtype)
+        store = get_typestore(Stores.EMPTY)
+        store.register(types)
+        found = store.hash_rihs01(msgtype) if digest.startswith("RIHS01_") else digest
+        store.get_msgdef(msgtype)  # compiles it, so that a type missing from the definition shows here
+    except Exception as error:  # the parser raises anything on damaged text
+        raise BagError(
+            f"type {msgtype}: its definition in the bag is damaged, {type(error).__name__}: {error}"
+        ) from error
+    if found != digest:
+        raise BagError(f"type {msgtype}: its definition in the bag is damaged: its hash is {found}, expected {digest}")
+    return store
+
+
+def _types_from_idl(text: str) -> dict[str, Any]:
+    types: dict[str, Any] = {}
+    parts = text.split(_SEPARATOR)[1:] if text.startswith(f"{_SEPARATOR}IDL: ") else [f"\n{text}"]
+    for part in parts:
+        types.update(get_types_from_idl(part.partition("\n")[2]))
+    return types
+
+
+@lru_cache(maxsize=64)
+def _defined_elsewhere(msgtype: str, distro: str | None) -> tuple[Typestore, ...]:
+    known = {store.value.removeprefix("ros2_"): store for store in Stores if store.value.startswith("ros2_")}
+    which = known.get(distro or "", Stores.ROS2_KILTED)
+    common = get_typestore(which)
+    if msgtype in common.fielddefs:
+        return (common,)
+    return tuple(_registered(which, msgtype, text) for text in _DEFINITIONS.get(msgtype, ()))
+
+
+def _registered(distro: Stores, msgtype: str, text: str) -> Typestore:
+    store = get_typestore(distro)
+    if "service_msgs/" in text and "service_msgs/msg/ServiceEventInfo" not in store.fielddefs:
+        store = get_typestore(Stores.ROS2_KILTED)  # services were not recorded before
+    store.register(get_types_from_msg(text, msgtype))
+    return store

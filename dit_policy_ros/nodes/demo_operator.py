@@ -14,7 +14,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from dit_policy_msgs.msg import ActionChunk, SceneState
 from dit_policy_msgs.srv import ResetScene
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
@@ -30,6 +30,7 @@ from dit_policy_ros.runtime.messages import stamp_ns
 _FRESH_S = 0.3  # after a reset, until the policy's observation history holds nothing from before it
 _START_UP_S = 90.0
 _ANSWER_S = 10.0
+_AGAIN_S = 3.0
 
 
 class DemoError(RuntimeError):
@@ -53,6 +54,7 @@ class Operator:
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._instruction = self._node.create_publisher(String, "instruction", latched)
         self._reset = self._node.create_client(ResetScene, "reset_scene")
+        self._states = self._node.create_client(GetState, "dit_policy/get_state")
         self._transitions = self._node.create_client(ChangeState, "dit_policy/change_state")
         self._node.create_subscription(JointState, "joint_states", self._on_joints, qos_profile_sensor_data)
         self._node.create_subscription(SceneState, "scene_state", self._on_scene, 10)
@@ -72,6 +74,7 @@ class Operator:
     def prepare(self) -> None:
         """Wait for the simulator's picture of the scene, and for the policy to be loaded and warm."""
         self._wait(lambda: self._scenes > 0 and bool(self._joints), "the simulator's first scene", _START_UP_S)
+        self._hear_from_policy()
         self._change_state(Transition.TRANSITION_CONFIGURE, "configure", _START_UP_S)
 
     def run(self, episode: Episode, target: str, progress: Callable[[], None]) -> None:
@@ -113,6 +116,21 @@ class Operator:
         if not self._call(self._transitions, request, f"{label} the policy", seconds).success:
             policy = next(child for child in self._children if child.name == "policy node")
             raise DemoError(f"the policy node did not {label}; the last lines of {policy.log}:\n{policy.last_lines()}")
+
+    def _hear_from_policy(self) -> None:
+        """Until it answers: a request, or its answer, is lost while the two sides are still finding each other.
+
+        A question can be asked again, the transition that follows cannot.
+        """
+        self._wait(self._states.service_is_ready, f"the service {self._states.srv_name}", _START_UP_S)
+        asked = [(time.monotonic(), self._states.call_async(GetState.Request()))]
+
+        def answered() -> bool:
+            if time.monotonic() - asked[-1][0] > _AGAIN_S:
+                asked.append((time.monotonic(), self._states.call_async(GetState.Request())))
+            return any(future.done() for _, future in asked)
+
+        self._wait(answered, "the policy's state", _START_UP_S)
 
     def _call(self, client: Client, request: Any, what: str, seconds: float = _ANSWER_S) -> Any:
         self._wait(client.service_is_ready, f"the service {client.srv_name}", _START_UP_S)

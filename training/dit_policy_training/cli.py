@@ -1,7 +1,10 @@
 """Command lines of this package: draccus dataclasses as `--key=value`, and errors in words instead of tracebacks."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
+from typing import Any, get_type_hints
 
 import draccus
 from draccus.utils import DraccusException
@@ -14,7 +17,7 @@ def parse[T](config_class: type[T], args: Sequence[str] | None = None, prog: str
 
     Exits with status 2 and one message on an unknown key, a wrong type or a file that is not there.
     """
-    given = [_long_form(arg) for arg in (sys.argv[1:] if args is None else args)]
+    given = [_as_text(_long_form(arg), config_class) for arg in (sys.argv[1:] if args is None else args)]
     try:
         return draccus.parse(config_class, args=given, prog=prog)
     except (DraccusException, OSError) as error:
@@ -30,9 +33,9 @@ def run[T](program: Callable[[T], int], config_class: type[T], prog: str) -> int
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
+        return int(getattr(stop, "exit_status", 130))
 
 
 def _reasons(error: BaseException | None) -> str:
@@ -48,3 +51,12 @@ def _reasons(error: BaseException | None) -> str:
 def _long_form(arg: str) -> str:
     name, equals, value = arg.partition("=")
     return f"--config_path{equals}{value}" if name == "--config" else arg
+
+
+def _as_text(arg: str, config_class: type) -> str:
+    """The argument, its value quoted if the option is a text: YAML reads `off` as false, and stops at `*.mcap`."""
+    name, equals, value = arg.partition("=")
+    kind: Any = config_class
+    for part in name.removeprefix("--").split("."):
+        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
+    return f"{name}={json.dumps(value, ensure_ascii=False)}" if equals and kind is str else arg

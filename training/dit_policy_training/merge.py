@@ -8,10 +8,11 @@ from rich.console import Console
 
 from dit_policy_training import cli
 from dit_policy_training.conversion.assembling import Contents, assemble, check_output, is_up_to_date
+from dit_policy_training.conversion.checking import check_verify
 from dit_policy_training.conversion.interrupts import stoppable
 from dit_policy_training.conversion.locking import locked
 from dit_policy_training.conversion.manifest import ManifestError, Part, Refusal, ShardRecord, ShardsFolder
-from dit_policy_training.conversion.options import VERIFY, OptionError
+from dit_policy_training.conversion.options import OptionError
 from dit_policy_training.conversion.progress import Summary, print_line, print_refusal
 
 
@@ -31,8 +32,8 @@ def merge(config: MergeConfig, console: Console | None = None) -> list[Refusal]:
     Raises OptionError, ManifestError, OutputError and LockedError, with what is missing or does not fit together.
     """
     console = console or Console()
-    if config.verify not in VERIFY:
-        raise OptionError(f"--verify is '{config.verify}'; expected {' or '.join(VERIFY)}")
+    if problems := check_verify(config.verify):
+        raise OptionError(problems[0])
     check_output(config.output, config.overwrite)
     folders = [ShardsFolder(folder) for folder in _folders(config)]
     with stoppable(), locked(ShardsFolder.of(config.output).path):

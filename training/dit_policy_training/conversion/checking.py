@@ -37,10 +37,17 @@ def shard_of(config: ConvertConfig) -> tuple[int, int]:
     return number, of
 
 
+def check_verify(mode: str) -> list[str]:
+    """What is wrong with --verify, if anything."""
+    # YAML's off is false, which arrives here as a text again.
+    hint = ' (in a YAML file in quotes: "off")' if mode == "False" else ""
+    return [problem + hint for problem in _one_of("verify", mode, VERIFY)]
+
+
 def _general(config: ConvertConfig) -> list[str]:
     problems = [
         *_one_of("executor", config.executor, EXECUTORS),
-        *_one_of("verify", config.verify, VERIFY),
+        *check_verify(config.verify),
         *_at_least("workers", config.workers, 0),
         *_at_least("video.gop", config.video.gop, 1),
         *_at_least("video.crf", config.video.crf, 0),

@@ -1,6 +1,6 @@
 """What the process that runs a conversion and its workers tell each other."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -62,5 +62,5 @@ Event = Begun | Progress | Done
 class Executor(Protocol):
     """A way to have jobs done."""
 
-    def __call__(self, jobs: list[Job], workers: int) -> Iterator[Event]:
+    def __call__(self, jobs: list[Job], workers: int) -> Generator[Event, None, None]:
         """Do the jobs in the given order, `workers` at a time; one Done each. Closing it stops the workers."""

@@ -166,8 +166,8 @@ class ShardsFolder:
 
     def remove_all_but(self, needed: Iterable[ShardRecord], bags: Sequence[Path]) -> int:
         """Remove shards that are not needed, and the refusals of other bags; returns how many shards."""
-        kept = {record.folder for record in needed}
-        unneeded = [folder for folder in self._shards() if folder not in kept]
+        kept = {record.folder.name for record in needed}
+        unneeded = [folder for folder in self._shards() if folder.name not in kept]
         for folder in unneeded:
             shutil.rmtree(folder)
         names = {_refusal_name(bag) for bag in bags}

@@ -123,7 +123,7 @@ class Summary:
         frames = sum(shard.frames for shard in contents.shards)
         episodes = sum(shard.episodes for shard in contents.shards)
         bags = f"{len(contents.shards)} of {counted(len(contents.outcomes), 'bag')}"
-        table.add_row("episodes", f"{episodes} of {bags}")
+        table.add_row("episodes", f"{episodes}, of {bags}")
         table.add_row("frames", f"{frames}, {_megabytes(self._output)}")
         table.add_row("this run", f"{counted(self.converted, 'bag')} read in {seconds:.1f} s")
         if self.removed:

@@ -1,7 +1,7 @@
 """Jobs done by a Ray cluster: a task a bag. It needs `ray`, and folders that every machine sees under the same name."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from dit_policy_training.conversion.jobs import Begun, Done, Event, Halt, Job
@@ -13,7 +13,7 @@ RETRIES = 3  # of a bag whose worker died
 _LOOK_EVERY = 1.0  # s
 
 
-def run_on_ray(jobs: list[Job], workers: int) -> Iterator[Event]:
+def run_on_ray(jobs: list[Job], workers: int) -> Generator[Event, None, None]:
     """Do `jobs` on the cluster of RAY_ADDRESS, or on one of this machine's `workers` cores that ends with the run.
 
     One Done each; closing the iterator cancels what is not done. Raises OptionError if `ray` is not installed.

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -18,7 +18,7 @@ from dit_policy_training.conversion.manifest import Refusal
 _PRELOADED = ["dit_policy_training.conversion.bag_to_shard"]
 
 
-def run_in_processes(jobs: list[Job], workers: int) -> Iterator[Event]:
+def run_in_processes(jobs: list[Job], workers: int) -> Generator[Event, None, None]:
     """Do `jobs` in the given order in `workers` processes. One Done each; closing the iterator kills the workers."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)

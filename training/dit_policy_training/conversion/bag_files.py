@@ -65,13 +65,13 @@ def _is_unclosed_bag(folder: Path) -> bool:
 def fingerprint(bag: Path) -> str:
     """sha256 (64 hex digits) over the names, sizes and bytes of a bag's files."""
     digest = hashlib.sha256()
-    for path in _all_files(bag):
+    for path in content_files(bag):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         _hash_into(digest, path)
     return digest.hexdigest()
 
 
-def _all_files(bag: Path) -> list[Path]:
+def content_files(bag: Path) -> list[Path]:
     """What a recording's content depends on: its storage files, what sqlite had not moved into them, metadata.yaml."""
     there = sorted(bag.iterdir()) if bag.is_dir() else [bag, bag.with_name(f"{bag.name}-wal")]
     return [path for path in there if path.is_file() and (path.name == _METADATA or storage_kind(_without_log(path)))]

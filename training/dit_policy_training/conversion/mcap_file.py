@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import lz4.frame  # type: ignore[import-untyped]
@@ -57,8 +58,7 @@ class _Block:
     checked: bool  # whether it has a checksum
 
 
-@dataclass(frozen=True, slots=True)
-class _Message:
+class _Message(NamedTuple):
     receive_ns: int
     channel: int
     start: int

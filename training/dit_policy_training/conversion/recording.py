@@ -19,6 +19,7 @@ from backports import zstd
 from dit_policy_training.conversion.bag_files import (
     BagFiles,
     bag_files,
+    content_files,
     decompressed,
     find_bags,
     fingerprint,
@@ -30,7 +31,7 @@ from dit_policy_training.conversion.message_types import message_kind
 from dit_policy_training.conversion.sqlite_file import SqliteFile
 from dit_policy_training.conversion.storage import Storage
 
-__all__ = ["BagError", "BagMessage", "Recording", "TopicInfo", "find_bags", "fingerprint"]
+__all__ = ["BagError", "BagMessage", "Recording", "TopicInfo", "content_files", "find_bags", "fingerprint"]
 
 _ZSTD = b"\x28\xb5\x2f\xfd"  # how compressed messages begin; CDR begins with a zero
 _STORAGES: dict[str, Callable[[Path, bool], Storage]] = {".mcap": McapFile, ".db3": SqliteFile}

@@ -4,10 +4,12 @@ sqlite keeps no checksums: a changed byte inside a message cannot be found. What
 opened: its pages, its tables and its index.
 """
 
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
 import numpy as np
@@ -27,13 +29,17 @@ class SqliteFile:
         self.distro: str | None = None
         if not path.exists() or not path.stat().st_size:
             raise BagError(f"{path.name}: the file is empty or not there: nothing was recorded, or it was not copied")
-        # Without `immutable` sqlite reads the log of what a killed recorder had not moved into the file yet.
+        # What a killed recorder had not moved into the file yet. sqlite does so when it reads, hence in a copy.
         log = path.with_name(path.name + "-wal")
         self._logged = log.exists() and log.stat().st_size > 0
-        mode = "ro" if self._logged else "ro&immutable=1"
+        self._copies = TemporaryDirectory(prefix="bag-") if self._logged else None
         try:
-            self._database = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode={mode}", uri=True)
-        except sqlite3.Error as error:
+            if self._copies:
+                path = shutil.copy(path, Path(self._copies.name) / path.name)
+                shutil.copy(log, Path(self._copies.name) / log.name)
+            how = "mode=rw" if self._copies else "mode=ro&immutable=1"
+            self._database = sqlite3.connect(f"file:{quote(str(path.resolve()))}?{how}", uri=True)
+        except (sqlite3.Error, OSError) as error:
             raise BagError(f"{path.name}: cannot be opened: {error}") from error
         try:
             self._open()
@@ -44,6 +50,8 @@ class SqliteFile:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+        if self._copies:
+            self._copies.cleanup()
 
     def messages(self, wanted: Collection[int]) -> Iterator[tuple[int, int, Raw]]:
         """(receive_ns, channel, CDR) of the wanted channels in receive order. Raises BagError for damage."""

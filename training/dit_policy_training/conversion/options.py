@@ -49,12 +49,12 @@ class Source:
     pose, twist and their stamped kinds, or transform.
     """
 
-    topic: str
+    topic: str  # as in the bag
     fields: list[str] = field(default_factory=list)  # of the type, such as position, velocity; none: the type's usual
     joints: list[str] = field(default_factory=list)  # by name where messages have names, else names for the values
-    sampling: str = "as_of"
+    sampling: str = "as_of"  # or nearest, interpolate
     stamp: str = ""  # header or receive; empty: header where there is one
-    max_age: float = 0.5  # s
+    max_age: float = 0.5  # s; older at a frame: a gap
 
 
 @dataclass
@@ -62,9 +62,9 @@ class VectorOptions:
     """What the state and the action are made of beside, or in place of, what the embodiment says."""
 
     state_fields: list[str] = field(default_factory=lambda: ["position"])  # also velocity, effort
-    state: list[Source] = field(default_factory=list)  # behind the embodiment's joints
+    state: list[Source] = field(default_factory=list)  # sources (see below) that go behind the embodiment's joints
     action_from: str = "commands"  # or next_state: the action joints' measured positions one frame later
-    action: list[Source] = field(default_factory=list)  # in place of the embodiment's action groups
+    action: list[Source] = field(default_factory=list)  # sources that take the place of the embodiment's action groups
     action_mode: str = "absolute"  # or relative: less the joints measured at the frame
 
 
@@ -72,11 +72,11 @@ class VectorOptions:
 class DepthCamera:
     """A depth stream: raw 16UC1 (mm) or 32FC1 (m), or compressedDepth. Kept in metres, in a lossless 12-bit video."""
 
-    topic: str
+    topic: str  # as in the bag
     transport: str  # raw or compressed
-    width: int
-    height: int
-    max_age: float  # s
+    width: int  # pixels
+    height: int  # pixels
+    max_age: float  # s; older at a frame: a gap
     depth_min: float = 0.01  # m
     depth_max: float = 10.0  # m; farther, and no measurement, see docs/convert.md
 
@@ -101,7 +101,7 @@ class VideoOptions:
     codec: str = "libsvtav1"  # or h264, hevc, auto (a hardware encoder, if there is one), or its name
     crf: int = 30  # lower is better and larger; 18 for h264
     preset: str = "12"  # the codec's name for its effort: a number for libsvtav1, superfast ... for h264
-    pix_fmt: str = "yuv420p"
+    pix_fmt: str = "yuv420p"  # or yuv444p: all of the colour, with h264
     gop: int = 2  # frames from one whole picture to the next
 
 
@@ -122,6 +122,6 @@ class ConvertConfig:
     time: TimeOptions = field(default_factory=TimeOptions)
     episodes: EpisodeOptions = field(default_factory=EpisodeOptions)
     vectors: VectorOptions = field(default_factory=VectorOptions)
-    depth: dict[str, DepthCamera] = field(default_factory=dict)  # by camera name; best in a file: --config=FILE
+    depth: dict[str, DepthCamera] = field(default_factory=dict)  # depth cameras (see below) by name; best in a file
     controller: ControllerOptions = field(default_factory=ControllerOptions)
     video: VideoOptions = field(default_factory=VideoOptions)

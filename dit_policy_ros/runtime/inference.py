@@ -4,23 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from time import perf_counter
-
-import numpy as np
 
 _LOGGER = logging.getLogger(__name__)
-_KEPT_DURATIONS = 1000
 _POLL = 0.5  # s between looks at whether the main thread has ended without close()
-
-
-@dataclass(frozen=True)
-class _Request:
-    work: Callable[[], object]
-    timed: bool
-    submitted: float  # perf_counter()
 
 
 class InferenceWorker:
@@ -35,36 +22,33 @@ class InferenceWorker:
     def __init__(self, on_result: Callable[[object, BaseException | None], None], name: str = "inference") -> None:
         self._on_result = on_result
         self._changed = threading.Condition()
-        self._pending: _Request | None = None
+        self._pending: Callable[[], object] | None = None
         self._offered: Callable[[], object] | None = None
         self._offers_failed = 0
         self._offer_runs = False
         self._running = False
         self._closed = False
-        self._replaced = 0
-        self._durations: deque[float] = deque(maxlen=_KEPT_DURATIONS)
         # Not a daemon: one killed inside torch at exit can crash the process. It ends with the main thread.
         self._thread = threading.Thread(target=self._loop, name=name)
         self._thread.start()
 
-    def submit(self, work: Callable[[], object], timed: bool = True) -> None:
-        """Ask for `work`; a request still waiting is dropped for it and counted in `replaced`.
+    def submit(self, work: Callable[[], object]) -> None:
+        """Ask for `work`; a request still waiting is dropped for it.
 
-        timed=False leaves its duration out of the latency (warm-up). What was offered and has not begun is dropped;
-        what has begun is finished first. Raises RuntimeError after close().
+        What was offered and has not begun is dropped too; what has begun is finished first. Raises RuntimeError after
+        close().
         """
         with self._changed:
             if self._closed:
                 raise RuntimeError("the inference worker is closed")
-            self._replaced += self._pending is not None
-            self._pending = _Request(work, timed, perf_counter())
+            self._pending = work
             self._offered = None
             self._changed.notify_all()
 
     def offer(self, work: Callable[[], object]) -> bool:
         """Have `work` done if the thread has nothing to do; returns whether it was taken.
 
-        It is no request: its duration and its result are not kept, an exception of it is logged and counted in
+        It is no request: its result is not delivered, an exception of it is logged and counted in
         `offers_failed`. Keep it short: a request that comes meanwhile waits for its end.
         """
         with self._changed:
@@ -86,26 +70,6 @@ class InferenceWorker:
         with self._changed:
             return self._running or self._pending is not None
 
-    @property
-    def replaced(self) -> int:
-        """How many requests were dropped because a newer one came before they began."""
-        with self._changed:
-            return self._replaced
-
-    def latency(self, percentile: float) -> float:
-        """Percentile (0 to 100) of the latest timed durations, at most 1000, in s; NaN before the first.
-
-        A duration is counted from submit(), so it holds what a request waited for the work before it.
-        """
-        with self._changed:
-            durations = list(self._durations)
-        return float(np.percentile(durations, percentile)) if durations else float("nan")
-
-    def reset_latency(self) -> None:
-        """Forget the durations measured so far."""
-        with self._changed:
-            self._durations.clear()
-
     def close(self, timeout: float | None = None) -> bool:
         """Drop what waits, wait for what runs, end the thread; returns whether it ended within `timeout` s.
 
@@ -125,17 +89,15 @@ class InferenceWorker:
             result: object = None
             error: BaseException | None = None
             try:
-                result = request.work()
+                result = request()
             except BaseException as raised:  # delivered, whatever it is: the thread must outlive it
                 error = raised
-            if request.timed and error is None:
-                self._record(perf_counter() - request.submitted)
             try:
                 self._on_result(result, error)
             except Exception:
                 _LOGGER.exception("the inference result's callback failed")
 
-    def _next(self) -> _Request | None:
+    def _next(self) -> Callable[[], object] | None:
         while True:
             with self._changed:
                 self._running = self._offer_runs = False
@@ -157,7 +119,3 @@ class InferenceWorker:
             _LOGGER.exception("work offered to the inference thread failed; the next request will do without it")
             with self._changed:
                 self._offers_failed += 1
-
-    def _record(self, duration: float) -> None:
-        with self._changed:
-            self._durations.append(duration)

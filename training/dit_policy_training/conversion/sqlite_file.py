@@ -35,7 +35,7 @@ class SqliteFile:
         self._copies = TemporaryDirectory(prefix="bag-") if self._logged else None
         try:
             if self._copies:
-                path = shutil.copy(path, Path(self._copies.name) / path.name)
+                path = Path(shutil.copy(path, Path(self._copies.name) / path.name))
                 shutil.copy(log, Path(self._copies.name) / log.name)
             how = "mode=rw" if self._copies else "mode=ro&immutable=1"
             self._database = sqlite3.connect(f"file:{quote(str(path.resolve()))}?{how}", uri=True)

@@ -1,6 +1,6 @@
 """Rows by formula, written as shards: what the tests of shards and of merging share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def rows(first: int, count: int, layout: Layout = LAYOUT, task: str = "push") ->
 
 def write_shard(
     folder: Path,
-    episodes: Iterable[Sequence[WrittenRow]],
+    episodes: Iterable[Iterable[WrittenRow]],
     layout: Layout = LAYOUT,
     video: VideoOptions = H264,
     threads: int = 1,

@@ -61,7 +61,7 @@ class _Shard:
             info = json.loads((root / lerobot.INFO).read_text())
             tasks = pd.read_parquet(root / lerobot.TASKS)
             tables = [pq.read_table(path) for path in sorted((root / "meta/episodes").glob("*/*.parquet"))]
-        except (OSError, ValueError) as error:  # pyarrow's are ValueErrors
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's are ValueErrors
             raise MergeError(f"{root} is no complete dataset: {error}; convert its bag again") from error
         episodes = [row for table in tables for row in table.to_pylist()]
         frames = sum(row["length"] for row in episodes)
@@ -228,14 +228,20 @@ def _episode_tables(part: _Shard) -> Iterator[Iterator[pa.Table]]:
 def _pieces(part: _Shard) -> Iterator[tuple[int, pa.Table]]:
     """The rows in order, as (episode, some of its rows)."""
     for (chunk, file), _ in part.files("data"):
-        path = part.root / lerobot.DATA.format(chunk_index=chunk, file_index=file)
+        for rows in _row_groups(part.root / lerobot.DATA.format(chunk_index=chunk, file_index=file)):
+            episode = rows["episode_index"].to_numpy()
+            starts = [0, *(np.flatnonzero(np.diff(episode)) + 1).tolist(), len(episode)]
+            for first, end in pairwise(starts):
+                yield int(episode[first]), rows.slice(first, end - first)
+
+
+def _row_groups(path: Path) -> Iterator[pa.Table]:
+    try:
         with pq.ParquetFile(path) as table:
             for group in range(table.num_row_groups):
-                rows = table.read_row_group(group)
-                episode = rows["episode_index"].to_numpy()
-                starts = [0, *(np.flatnonzero(np.diff(episode)) + 1).tolist(), len(episode)]
-                for first, end in pairwise(starts):
-                    yield int(episode[first]), rows.slice(first, end - first)
+                yield table.read_row_group(group)
+    except (OSError, pa.ArrowException) as error:
+        raise MergeError(f"{path} cannot be read: {error}; convert its bag again") from error
 
 
 def _merge_videos(parts: Sequence[_Shard], folder: Path, key: str, fps: int) -> list[dict[str, Any]]:

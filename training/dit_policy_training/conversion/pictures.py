@@ -7,6 +7,7 @@ throws a picture away when its queue is full for 100 ms (its pull request 4462).
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -131,7 +132,8 @@ class PictureFile:
 
     def abandon(self) -> None:
         """Close the file as it is."""
-        self._file.close()
+        with suppress(OSError):  # what it holds back cannot be written either
+            self._file.close()
 
     def read(self) -> Iterator[bytes]:
         """The pictures' files in order."""

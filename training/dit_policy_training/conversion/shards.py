@@ -6,6 +6,7 @@ not kept leaves nothing. Which threads ran when does not show in the result.
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -132,9 +133,11 @@ class ShardWriter:
         if self._episode is not None:
             self._episode.abandon()
             self._episode = None
-        self._witness.end(False)
+        with suppress(OSError):  # a full disk once more; the first error is the one to tell
+            self._witness.end(False)
         if self._table is not None:
-            self._table.close()
+            with suppress(OSError):
+                self._table.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _check(self, row: "Row") -> None:

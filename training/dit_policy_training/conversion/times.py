@@ -9,11 +9,12 @@ receive times are years apart, which is an error here, and all streams must be t
 """
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dit_policy_ros.runtime.streams import SLACK
 from dit_policy_training.conversion.account import Spread, StreamAccount
+from dit_policy_training.conversion.message import BagMessage
 from dit_policy_training.conversion.options import STAMPS, OptionError, TimeOptions
 
 EVERY_TOPIC = "*"  # in --time.stamps
@@ -34,10 +35,10 @@ def stamp_choice(options: TimeOptions, topic: str) -> str:
 
 @dataclass(frozen=True)
 class Silence:
-    """Why there is no row at an instant: from `start_ns` on, to `end_ns` (None: not known yet, or never)."""
+    """Why there is no row at an instant: from `start_ns` on, to `end_ns` for certain, but it may last longer."""
 
     start_ns: int
-    end_ns: int | None
+    end_ns: int
     stream: str
     kind: str
     reason: str
@@ -65,25 +66,22 @@ class Ticks:
 class StreamClock:
     """The stamps of one stream, as far back as a tick may still need them, and what is to say of them.
 
-    `account` is filled as messages come; `sampling` is as_of, nearest or interpolate.
+    `account` is filled as messages come. Its `stamp` may be empty: header if the messages have one, which the first one
+    tells.
     """
 
-    def __init__(self, account: StreamAccount, max_skew: float, by_header: bool):
+    def __init__(self, account: StreamAccount, max_skew: float):
         self.account = account
         self.first_ns: int | None = None
-        self.by_header = by_header
         self._max_skew_ns = round(max_skew * 1e9)
-        # So much later than an instant no message stamped before it can come.
-        self._allowance_ns = self._max_skew_ns if by_header else 0
         self._max_age_ns = None if account.max_age is None else round(account.max_age * 1e9)
         self._stamps: list[int] = []
         self._span: tuple[int, int] | None = None  # first and last stamp of all
         self._last: tuple[int, int] | None = None  # stamp and receive time of the message before
-        self._skews, self._ages = Spread(), Spread()
+        self._skews, self._skew_sizes, self._ages = Spread(), Spread(), Spread()
         self._astray: str | None = None  # what the latest message said, if it was out of all bounds
         self._used: int | None = None
         self._rows = self._repeats = 0
-        self.age_of_episode = Spread()
 
     @property
     def newest_ns(self) -> int | None:
@@ -91,19 +89,28 @@ class StreamClock:
         return self._stamps[-1] if self._stamps else None
 
     @property
-    def oldest_ns(self) -> int | None:
-        """The oldest stamp kept."""
-        return self._stamps[0] if self._stamps else None
+    def by_header(self) -> bool:
+        """Whether messages are known by their headers' stamps."""
+        return self.account.stamp != "receive"
 
-    def stamp(self, header_ns: int | None, receive_ns: int) -> int | None:
+    @property
+    def _allowance_ns(self) -> int:
+        """So much later than an instant no message stamped before it can come."""
+        return self._max_skew_ns if self.by_header else 0
+
+    def stamp(self, message: BagMessage) -> int | None:
         """The instant of a message (ns); None if its header's stamp has jumped out of all bounds: it is not used.
 
         Raises TimeError for a stamp of zero, or one that is off from the stream's first message on.
         """
         self.account.count += 1
         if not self.by_header:
-            return receive_ns
-        topic = self.account.topic
+            return message.receive_ns
+        topic, header_ns, receive_ns = self.account.topic, message.stamp_ns, message.receive_ns
+        if not self.account.stamp:
+            self.account.stamp = "receive" if header_ns is None else "header"
+            if header_ns is None:
+                return receive_ns
         if header_ns is None:
             raise TimeError(f"{topic}: its messages have no header; say --time.stamps='{{{topic}: receive}}'")
         if header_ns == 0:
@@ -114,6 +121,7 @@ class StreamClock:
         skew_ns = header_ns - receive_ns
         if abs(skew_ns) <= self._max_skew_ns:
             self._skews.add(skew_ns / 1e9)
+            self._skew_sizes.add(abs(skew_ns) / 1e9)
             return header_ns
         if self._span is None:
             raise TimeError(self._skew_error(header_ns, receive_ns))
@@ -176,6 +184,7 @@ class StreamClock:
 
     def start_afresh(self) -> None:
         """Forget the stamps: a clock has jumped."""
+        self.first_ns = None
         self._stamps.clear()
         self._last = None
 
@@ -199,13 +208,14 @@ class StreamClock:
         if before is None:
             if after is None and not over:
                 return False
-            return Silence(t_ns, after, self.account.name, "clock", self._afresh())
+            return Silence(t_ns, self._certain(after, now_ns), self.account.name, "clock", self._afresh())
         if self._max_age_ns is None:
             return after is not None or over
         lonely_ns = ticks.at(ticks.first_from(before + self._max_age_ns + 1))
         if self._is_silence(before, after, lonely_ns, now_ns, ticks):
             kind = "stale" if self._astray is None else "clock"
-            return Silence(before, after, self.account.name, kind, self._astray or self._stale(before, after, now_ns))
+            until_ns = self._certain(after, now_ns)
+            return Silence(before, until_ns, self.account.name, kind, self._astray or self._stale(before, until_ns))
         return after is not None
 
     def _is_silence(self, before: int, after: int | None, lonely_ns: int, now_ns: int, ticks: Ticks) -> bool:
@@ -220,19 +230,23 @@ class StreamClock:
             return lonely_ns < after or first_between_ns < after - self._max_age_ns
         return lonely_ns < after - reach_ns
 
-    def used(self, stamp_ns: int, distance_ns: int) -> None:
-        """Note that a row was made of the message of that stamp (the nearer of two), so far from its instant."""
-        self._ages.add(distance_ns / 1e9)
-        self.age_of_episode.add(distance_ns / 1e9)
+    def chosen(self, t_ns: int) -> int:
+        """The stamp of the message that a row at t_ns is made of; of two on which it lies between, the nearer one."""
+        place = bisect_right(self._stamps, t_ns)
+        around = self._stamps[max(0, place - 1) : place + 1]
+        if self.account.sampling in ("nearest", "interpolate"):
+            return min(around, key=lambda stamp_ns: abs(t_ns - stamp_ns))
+        return around[0]
+
+    def use(self, t_ns: int) -> float:
+        """Note that a row is made of what is known at t_ns; how far from it the message was, s."""
+        stamp_ns = self.chosen(t_ns)
+        age = abs(t_ns - stamp_ns) / 1e9
+        self._ages.add(age)
         self._rows += 1
         self._repeats += stamp_ns == self._used
         self._used = stamp_ns
-
-    def around(self, t_ns: int) -> tuple[int | None, int | None]:
-        """The newest stamp not later than t_ns, and the first one later."""
-        place = bisect_right(self._stamps, t_ns)
-        before = self._stamps[place - 1] if place else None
-        return before, self._stamps[place] if place < len(self._stamps) else None
+        return age
 
     def finish(self) -> None:
         """Fill the account."""
@@ -241,25 +255,25 @@ class StreamClock:
             different = account.count - account.duplicates
             account.rate = (different - 1) / ((self._span[1] - self._span[0]) / 1e9)
         account.age_p50, account.age_p95, account.age_max = self._ages.summary()
-        account.skew_median, account.skew_p95, account.skew_max = self._skews.summary()
+        account.skew_median = self._skews.quantile(0.5)
+        _, account.skew_p95, account.skew_max = self._skew_sizes.summary()
         account.repeated = self._repeats / self._rows if self._rows else 0.0
 
     def _afresh(self) -> str:
         return f"no message on {self.account.topic} yet since the clocks jumped"
 
-    def _stale(self, before: int, after: int | None, now_ns: int) -> str:
-        until = after if after is not None else now_ns
-        return (
-            f"no message on {self.account.topic} for {(until - before) / 1e9:.3f} s, allowed are "
-            f"{self.account.max_age} s"
-        )
+    def _certain(self, after: int | None, now_ns: int) -> int:
+        return after if after is not None else now_ns - self._allowance_ns
+
+    def _stale(self, before: int, until: int) -> str:
+        silence = (until - before) / 1e9
+        return f"no message on {self.account.topic} for {silence:.3f} s or longer, allowed are {self.account.max_age} s"
 
 
-def silent(clocks: Mapping[str, StreamClock], judge: Callable[[StreamClock], Silence | bool]) -> Silence | bool:
+def judge_all(verdicts: Iterable[Silence | bool]) -> Silence | bool:
     """The verdicts of several streams as one: a silence, if one has any; else whether all are known."""
     known = True
-    for clock in clocks.values():
-        verdict = judge(clock)
+    for verdict in verdicts:
         if isinstance(verdict, Silence):
             return verdict
         known = known and verdict

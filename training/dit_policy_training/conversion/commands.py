@@ -1,0 +1,89 @@
+"""What the arm was commanded: recorded JointTrajectory messages, followed as the arm's controller followed them."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from dit_policy_ros.runtime.commands import Execution, Rejection, read_command
+from dit_policy_ros.runtime.messages import decode_joints, decode_velocities
+from dit_policy_ros.runtime.trajectory import Point
+from dit_policy_training.conversion.options import ControllerOptions
+
+
+class CommandError(ValueError):
+    """A recorded command that the controller refused, or that makes no sense; says when and why."""
+
+
+class FollowedTrajectory:
+    """The commanded position of a controller's joints over time, from messages added in receive order.
+
+    `by_receive`: a command begins when it was received, whatever its header's stamp says.
+    """
+
+    def __init__(
+        self, topic: str, joints: Sequence[str], state_topic: str, options: ControllerOptions, by_receive: bool = False
+    ):
+        rules = asdict(options)
+        self._from_desired = rules.pop("interpolate_from_desired_state")
+        self._rules = rules
+        self._topic, self._joints, self._state_topic = topic, tuple(joints), state_topic
+        self._by_receive = by_receive
+        self._executions: list[Execution] = []  # rising in time, each until the next one begins
+
+    def add(self, receive_ns: int, message: Any, joint_state: Any) -> None:
+        """Take a JointTrajectory, and the JointState of that moment, from which the arm set out to follow it.
+
+        Raises CommandError for a command that the controller does not take.
+        """
+        if self._by_receive:
+            message = _unstamped(message)
+        command = read_command(message, self._joints, receive_ns, **self._rules)
+        if isinstance(command, Rejection):
+            raise CommandError(
+                f"{self._topic}: a controller refuses the command at {_seconds(receive_ns)}: {command.reason}"
+                + (f". {_OTHER_CLOCK.format(topic=self._topic)}" if command.rule == "ends_in_past" else "")
+            )
+        position = decode_joints(joint_state, self._joints, self._state_topic).astype(np.float64)
+        velocity = decode_velocities(joint_state, self._joints, self._state_topic)
+        measured = Point(receive_ns, position, velocity)
+        desired = self._executions[-1].sample(receive_ns) if self._executions else measured
+        before = desired if self._from_desired else measured
+        self._executions.append(command.follow(before, desired.position, receive_ns))
+
+    def at(self, t_ns: int) -> np.ndarray:
+        """Commanded positions (J,) float64 at t_ns. Raises CommandError for one that is not finite."""
+        execution = self._executions[max(0, self._in_force(t_ns))]
+        position = execution.sample(t_ns).position
+        for joint, value in zip(self._joints, position, strict=True):
+            if not np.isfinite(value):
+                raise CommandError(
+                    f"{self._topic}: the command in force at {_seconds(t_ns)} sends '{joint}' to {value}"
+                )
+        return position
+
+    def forget(self, t_ns: int) -> None:
+        """Forget what was replaced before t_ns."""
+        del self._executions[: max(0, self._in_force(t_ns))]
+
+    def _in_force(self, t_ns: int) -> int:
+        return bisect_right(self._executions, t_ns, key=lambda execution: execution.before.time_ns) - 1
+
+
+_OTHER_CLOCK = (
+    "If its stamps are of another clock than the recorder's, take the receive time as its beginning: "
+    "--time.stamps='{{{topic}: receive}}'"
+)
+
+
+def _unstamped(message: Any) -> Any:
+    stamp = SimpleNamespace(sec=0, nanosec=0)  # which means: begin at once
+    header = SimpleNamespace(stamp=stamp)
+    return SimpleNamespace(header=header, joint_names=message.joint_names, points=message.points)
+
+
+def _seconds(ns: int) -> str:
+    return f"{ns / 1e9:.3f} s"

@@ -1,7 +1,7 @@
 """One camera's mp4, written frame by frame; what is in an mp4; and mp4s joined into one without encoding again."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,27 @@ def check_count(path: Path, frames: int, rows: int) -> None:
         raise VideoError(f"{path}: {frames} frames encoded for {rows} rows; convert again, and report it if it stays")
 
 
+@contextmanager
+def _opened(video: Path) -> Iterator[Any]:
+    """The mp4 for reading; what libav says of it becomes a VideoError, but OSErrors stay what they are."""
+    try:
+        with av.open(str(video)) as container:
+            yield container
+    except av.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
+        raise VideoError(f"{video} cannot be read: {error.strerror}; convert again") from error
+
+
 def frames_in(video: Path) -> int:
     """How many frames an mp4 holds, counted packet by packet."""
-    with av.open(str(video)) as container:
+    with _opened(video) as container:
         return sum(1 for packet in container.demux(video=0) if packet.size)
 
 
 def properties(video: Path) -> dict[str, Any]:
     """What LeRobot's info.json says of a video, read from its first file."""
-    with av.open(str(video)) as container:
+    with _opened(video) as container:
         stream = container.streams.video[0]
         return {
             "video.height": stream.height,
@@ -72,7 +84,7 @@ def properties(video: Path) -> dict[str, Any]:
 
 def signature(video: Path) -> tuple[Any, ...]:
     """What two mp4s must have in common to be joined."""
-    with av.open(str(video)) as container:
+    with _opened(video) as container:
         stream = container.streams.video[0]
         extra = bytes(stream.codec_context.extradata or b"")
         return stream.codec.canonical_name, stream.pix_fmt, stream.height, stream.width, stream.time_base, extra
@@ -88,7 +100,7 @@ def join_videos(sources: Sequence[Path], target: Path, fps: int) -> list[int]:
     with av.open(str(target), "w") as joined:
         stream: Any = None
         for source in sources:
-            with av.open(str(source)) as container:
+            with _opened(source) as container:
                 template = container.streams.video[0]
                 if stream is None:
                     stream = joined.add_stream_from_template(template, opaque=True)

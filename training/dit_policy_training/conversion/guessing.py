@@ -59,7 +59,7 @@ def guess(looks: Sequence[BagLook], name: str) -> str:
     groups = _groups(looks, state)
     fps = _fps(cameras)
     lines = [
-        f"# A first description of the robot, guessed from {len(looks)} bag(s). Look at each line with GUESS, and edit it.",
+        f"# A first description of the robot, guessed from {len(looks)} bag(s). Look at each line with GUESS.",
         "# config/embodiments/sim_arm.yaml explains each key.",
         "",
         f"name: {_text(name)}  # GUESS: give the robot's name",

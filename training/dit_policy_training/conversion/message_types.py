@@ -52,19 +52,18 @@ _GRIPPER_STATE = _fields("float64", "position", "effort") + _fields("bool", "sta
 
 def _action_feedback(action: str, *feedbacks: str) -> dict[str, list[str]]:
     """The type of an action's feedback topic, one text for each form that the feedback has had."""
-    name = action.replace("/action/", "/")
+    inner = f"{action}_Feedback"
     return {
         f"{action}_FeedbackMessage": [
-            f"{_UUID}{name}_Feedback feedback\n{_SEPARATOR}MSG: {name}_Feedback\n{feedback}" for feedback in feedbacks
+            f"{_UUID}{inner} feedback\n{_SEPARATOR}MSG: {inner}\n{feedback}" for feedback in feedbacks
         ]
     }
 
 
 def _service_event(service: str, request: str, response: str) -> dict[str, list[str]]:
     """The type of a service's introspection topic, `_service_event`."""
-    name = service.replace("/srv/", "/")
-    event = f"service_msgs/ServiceEventInfo info\n{name}_Request[<=1] request\n{name}_Response[<=1] response\n"
-    parts = f"{_SEPARATOR}MSG: {name}_Request\n{request}{_SEPARATOR}MSG: {name}_Response\n{response}"
+    event = f"service_msgs/ServiceEventInfo info\n{service}_Request[<=1] request\n{service}_Response[<=1] response\n"
+    parts = f"{_SEPARATOR}MSG: {service}_Request\n{request}{_SEPARATOR}MSG: {service}_Response\n{response}"
     return {f"{service}_Event": [event + parts]}
 
 
@@ -104,6 +103,9 @@ _DEFINITIONS: dict[str, list[str]] = {
     **_service_event("std_srvs/srv/Empty", _NOTHING, _NOTHING),
 }
 
+_FOLLOWING = "control_msgs/action/FollowJointTrajectory_FeedbackMessage"
+_WRITTEN = {_FOLLOWING: _DEFINITIONS[_FOLLOWING][1]}  # as Humble to Kilted have it
+
 
 def message_kind(msgtype: str, definition: Definition | None, digest: str, distro: str | None) -> MessageKind:
     """What decodes messages of `msgtype` in a bag of the ROS distribution `distro` (None: not known).
@@ -117,18 +119,24 @@ def message_kind(msgtype: str, definition: Definition | None, digest: str, distr
             f"type {msgtype}: the bag does not carry its definition (those of before Iron do not), nor do ROS's common "
             "interfaces have it; record again with Iron or later, or `ros2 bag convert` the bag where the type is known"
         )
-    fields = stores[0].fielddefs[msgtype][1]
+    name = _name_in(stores[0], msgtype)
+    fields = stores[0].fielddefs[name][1]
     stamped = bool(fields) and fields[0][1] == (Nodetype.NAME, "std_msgs/msg/Header")
 
     def decode(raw: Raw) -> Any:
         for store in stores[:-1]:
             try:
-                return store.deserialize_cdr(raw, msgtype)
+                return store.deserialize_cdr(raw, name)
             except Exception:  # it has another form: the next
                 continue
-        return stores[-1].deserialize_cdr(raw, msgtype)
+        return stores[-1].deserialize_cdr(raw, name)
 
     return MessageKind(msgtype, stamped, decode)
+
+
+def _name_in(store: Typestore, msgtype: str) -> str:
+    """rosbags knows pkg/srv/Type_Event as pkg/srv/msg/Type_Event."""
+    return msgtype if msgtype in store.fielddefs else msgtype.replace("/srv/", "/srv/msg/")
 
 
 # A pure function of its arguments, and parsing takes tens of milliseconds: once a process, not once a bag.
@@ -141,8 +149,9 @@ def _defined_in_bag(msgtype: str, definition: Definition, digest: str) -> Typest
             types = get_types_from_msg(definition.text, msgtype)
         store = get_typestore(Stores.EMPTY)
         store.register(types)
-        found = store.hash_rihs01(msgtype) if digest.startswith("RIHS01_") else digest
-        store.get_msgdef(msgtype)  # compiles it, so that a type missing from the definition shows here
+        name = _name_in(store, msgtype)
+        found = store.hash_rihs01(name) if digest.startswith("RIHS01_") and name == msgtype else digest
+        store.get_msgdef(name)  # compiles it, so that a type missing from the definition shows here
     except Exception as error:  # the parser raises anything on damaged text
         raise BagError(
             f"type {msgtype}: its definition in the bag is damaged, {type(error).__name__}: {error}"
@@ -168,6 +177,24 @@ def _defined_elsewhere(msgtype: str, distro: str | None) -> tuple[Typestore, ...
     if msgtype in common.fielddefs:
         return (common,)
     return tuple(_registered(which, msgtype, text) for text in _DEFINITIONS.get(msgtype, ()))
+
+
+@lru_cache(maxsize=64)
+def types_to_write(msgtype: str) -> Typestore:
+    """The types with which messages of `msgtype` are made and written: as of Kilted, of control_msgs as of Jazzy.
+
+    Raises KeyError for a type that is defined nowhere.
+    """
+    if msgtype in _kilted().fielddefs:
+        return _kilted()
+    if msgtype not in _DEFINITIONS:
+        raise KeyError(msgtype)
+    return _registered(Stores.ROS2_KILTED, msgtype, _WRITTEN.get(msgtype, _DEFINITIONS[msgtype][0]))
+
+
+@lru_cache(maxsize=1)
+def _kilted() -> Typestore:
+    return get_typestore(Stores.ROS2_KILTED)
 
 
 def _registered(distro: Stores, msgtype: str, text: str) -> Typestore:

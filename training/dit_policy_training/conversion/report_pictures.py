@@ -59,7 +59,7 @@ def _strip(camera: str, shown: tuple[int, ...], pictures: Sequence[np.ndarray]) 
         width=whole.shape[1],
         frames=shown,
         brightness=float(np.mean([picture.mean() for picture in pictures]) / 255),
-        frozen=bool(changes) and max(changes) < SAME,
+        frozen=bool(changes and max(changes) < SAME),
     )
 
 

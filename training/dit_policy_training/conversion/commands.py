@@ -69,6 +69,10 @@ class FollowedTrajectory:
         """Forget what was replaced before t_ns."""
         del self._executions[: max(0, self._in_force(t_ns))]
 
+    def clear(self) -> None:
+        """Forget every command."""
+        self._executions.clear()
+
     def _in_force(self, t_ns: int) -> int:
         return bisect_right(self._executions, t_ns, key=lambda execution: execution.before.time_ns) - 1
 

@@ -1,9 +1,9 @@
 """Depth pictures to metres, by one rule for the whole dataset: nothing is scaled frame by frame.
 
 A pixel without a measurement is 0 m here: 16UC1's 0 and 32FC1's NaN (REP 118), and what is too near for the sensor
-(-inf). Too far (+inf) stays so. LeRobot keeps depth as 12-bit codes from `depth_min` to `depth_max` of the dataset's
-feature, so that a pixel without a measurement reads back as `depth_min`, as does what is nearer, and what is farther
-than `depth_max` as `depth_max`: who trains on depth takes both ends as not measured.
+(-inf). Too far (+inf) is `depth_max`. LeRobot keeps depth as 12-bit codes from `depth_min` to `depth_max` of the
+dataset's feature, so that a pixel without a measurement reads back as `depth_min`, as does what is nearer, and what is
+farther than `depth_max` as `depth_max`: who trains on depth takes both ends as not measured.
 """
 
 import struct
@@ -22,7 +22,7 @@ _HEADER = struct.Struct("<iff")
 
 
 def decode_depth(message: Any, camera: DepthCamera) -> np.ndarray:
-    """A depth Image or CompressedImage to (height, width) float32 metres.
+    """A depth Image or CompressedImage to (height, width) float32 metres, all finite.
 
     Raises MessageError for another size or encoding and for a negative depth, DamagedError for a picture that is
     damaged or cut short.
@@ -31,7 +31,7 @@ def decode_depth(message: Any, camera: DepthCamera) -> np.ndarray:
     if metres.shape != (camera.height, camera.width):
         found = f"a depth image of {metres.shape[1]}x{metres.shape[0]} pixels"
         raise MessageError(_words(message, camera, found, f"{camera.width}x{camera.height} as --depth says"))
-    metres = np.where(np.isnan(metres) | np.isneginf(metres), np.float32(0), metres)
+    metres = np.nan_to_num(metres, copy=False, nan=0.0, neginf=0.0, posinf=camera.depth_max)
     if (metres < 0).any():
         raise MessageError(_words(message, camera, f"a depth of {metres.min()} m", "0 m or more"))
     return metres

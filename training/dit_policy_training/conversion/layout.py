@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from dit_policy_ros.embodiment import STATE, Embodiment
+from dit_policy_ros.embodiment import STATE, TRANSPORTS, Embodiment
 from dit_policy_training.conversion.options import (
     ACTION_MODES,
     ACTIONS_FROM,
@@ -48,6 +48,8 @@ class Layout:
         clash = [name for name in config.depth if name in {STATE, *(camera.name for camera in embodiment.cameras)}]
         if clash:
             raise OptionError(f"--depth: '{clash[0]}' is a name that the embodiment has already; give it another")
+        for name, camera in config.depth.items():
+            _check_depth(name, camera)
         for option, sources in (("state", vectors.state), ("action", vectors.action)):
             for source in sources:
                 _check_source(f"--vectors.{option}", source)
@@ -152,6 +154,16 @@ def _check_vectors(vectors: VectorOptions, embodiment: Embodiment) -> None:
             f"--vectors.action_mode=relative: the state does not measure {', '.join(unmeasured)}, to which the action "
             "would be relative; add it to `state.joints` of the embodiment, or take absolute actions"
         )
+
+
+def _check_depth(name: str, camera: DepthCamera) -> None:
+    if camera.transport not in TRANSPORTS:
+        raise OptionError(f"--depth: {name}.transport is '{camera.transport}', expected {' or '.join(TRANSPORTS)}")
+    if min(camera.width, camera.height) < 1 or camera.max_age <= 0:
+        raise OptionError(f"--depth: {name}: expected width, height and max_age above 0")
+    if not 0 <= camera.depth_min < camera.depth_max:
+        found = f"{camera.depth_min} and {camera.depth_max}"
+        raise OptionError(f"--depth: {name}: depth_min and depth_max are {found}, expected 0 <= depth_min < depth_max")
 
 
 def _check_source(option: str, source: Source) -> None:

@@ -89,6 +89,11 @@ class StreamClock:
         return self._stamps[-1] if self._stamps else None
 
     @property
+    def last_ns(self) -> int | None:
+        """The latest stamp ever; None before the first."""
+        return None if self._span is None else self._span[1]
+
+    @property
     def by_header(self) -> bool:
         """Whether messages are known by their headers' stamps."""
         return self.account.stamp != "receive"

@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+from dit_policy_training.conversion.option_table import markdown_table
+from dit_policy_training.conversion.options import ConvertConfig, DepthCamera, Source
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -28,3 +31,22 @@ def test_every_target_a_document_names_is_in_the_makefile():
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
         named = set(re.findall(r"(?:`|&& |^)make ([a-z-]+)", document.read_text(), re.MULTILINE))
         assert named <= targets, f"{document.name} names {named - targets}"
+
+
+def test_the_converters_document_lists_its_options_as_they_are():
+    document = (ROOT / "docs/convert.md").read_text()
+    for table in (markdown_table(ConvertConfig, "--"), markdown_table(Source), markdown_table(DepthCamera)):
+        assert table in document, f"paste markdown_table() of conversion/option_table.py into docs/convert.md:\n{table}"
+
+
+def test_the_converters_document_explains_every_warning_of_a_report():
+    document = (ROOT / "docs/convert.md").read_text()
+    source = (ROOT / "training/dit_policy_training/conversion/report_warnings.py").read_text()
+    kinds = set(re.findall(r'Caution\(\s*"([a-z ]+)"', source)) | set(
+        re.findall(r'^\s{8}"([a-z ]+)",$', source, re.MULTILINE)
+    )
+    kinds |= set(re.findall(r'\("([a-z]+ camera)"', source))
+    assert len(kinds) > 20
+    rows = re.findall(r"^\| ([a-z, ]+) \| ", document, re.MULTILINE)
+    told = {kind for row in rows for kind in (row, *row.split(", "), *(f"{part} camera" for part in row.split(", ")))}
+    assert kinds <= told, f"docs/convert.md says nothing of {sorted(kinds - told)}"

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from zlib import crc32
 
+import lz4.frame
 import toy_robot
+from backports import zstd
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from toy_robot import STORE, TYPES, Recorded
 
@@ -40,7 +42,7 @@ def write_bag(
 
 def storage_file(bag: Path) -> Path:
     """The bag's one storage file."""
-    (path,) = (path for path in bag.iterdir() if path.name != "metadata.yaml")
+    (path,) = (path for path in bag.iterdir() if path.suffix in (".mcap", ".db3", ".zstd"))
     return path
 
 
@@ -51,6 +53,43 @@ def records(data: bytes) -> Iterator[tuple[int, int, int]]:
         kind, length = struct.unpack_from("<BQ", data, position)
         yield kind, position + 9, position + 9 + length
         position += 9 + length
+
+
+def record(kind: int, content: bytes) -> bytes:
+    """An mcap record."""
+    return struct.pack("<BQ", kind, len(content)) + content
+
+
+def chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(start, end, records) of the uncompressed chunks of an mcap file."""
+    for kind, start, end in records(data):
+        if kind == CHUNK:
+            times = struct.unpack_from("<QQ", data, start)
+            yield *times, data[start + 40 : end]
+
+
+def rechunked(data: bytes, compression: str) -> bytes:
+    """The chunks compressed anew, with checksums, and no index behind them."""
+    packed = b""
+    compress = {"": bytes, "lz4": lz4.frame.compress, "zstd": zstd.compress}[compression]
+    for start_ns, end_ns, inner in chunks(data):
+        head = (
+            struct.pack("<QQQII", start_ns, end_ns, len(inner), crc32(inner), len(compression)) + compression.encode()
+        )
+        small = compress(inner)
+        packed += record(CHUNK, head + struct.pack("<Q", len(small)) + small)
+    return _closed(data, packed)
+
+
+def without_chunks(data: bytes) -> bytes:
+    """What is in the chunks, without them, and no index behind it."""
+    return _closed(data, b"".join(inner for _, _, inner in chunks(data)))
+
+
+def _closed(data: bytes, content: bytes) -> bytes:
+    _, _, header_end = next(records(data))
+    ends = record(DATA_END, bytes(4)) + record(FOOTER, bytes(20))
+    return data[:header_end] + content + ends + data[:8]
 
 
 def add_checksums(path: Path) -> None:

@@ -56,12 +56,14 @@ class _Block:
     end_ns: int
     chunk: bool
     checked: bool  # whether it has a checksum
+    index: list[tuple[int, int]] = field(default_factory=list)  # offset and length of each record of where messages are
 
 
 class _Message(NamedTuple):
     receive_ns: int
     channel: int
-    start: int
+    record: int  # where it begins in the block
+    start: int  # where its CDR does
     end: int
 
 
@@ -255,7 +257,7 @@ class McapFile:
                 fields = _Fields(content, "the index's count of messages")
                 total = fields.number(8)
                 fields.take(34)
-                counts = list(struct.iter_unpack("<HQ", _whole(fields.block(), 10)))
+                counts = list(struct.iter_unpack("<HQ", _whole(fields.block(), 10, "the index's count of messages")))
                 summary.counts = {channel: count for channel, count in counts if count}
                 if sum(summary.counts.values()) != total:
                     raise _Damage("the index's counts of messages do not add up")
@@ -315,6 +317,8 @@ class McapFile:
         elif opcode == _MESSAGE_INDEX:
             if length < 6 or int.from_bytes(self._read(content + 2, 4), "little") != length - 6:
                 raise _Damage(f"the record at byte {position} is damaged")
+            if self._blocks:
+                self._blocks[-1].index.append((content, length))
         elif opcode not in (_ATTACHMENT, _DATA_END) and (opcode < _PRIVATE or not closed):
             raise _Damage(f"the record at byte {position} is of no known kind ({opcode:#x}): it is damaged")
         return opcode == _DATA_END
@@ -393,7 +397,7 @@ class McapFile:
             if position + _RECORD.size > size:
                 raise _Damage(f"{where} is damaged: a record does not end within it")
             opcode, length = _RECORD.unpack_from(data, position)
-            content = position + _RECORD.size
+            record, content = position, position + _RECORD.size
             position = content + length
             if position > size or (opcode == _MESSAGE and length < _MESSAGE_HEAD.size):
                 raise _Damage(f"{where} is damaged: a record does not end within it")
@@ -401,12 +405,27 @@ class McapFile:
                 channel, _, receive_ns, _ = _MESSAGE_HEAD.unpack_from(data, content)
                 if channel not in self.channels or not block.start_ns <= receive_ns <= block.end_ns:
                     raise _Damage(f"{where} is damaged: it holds a message of channel {channel} at {receive_ns} ns")
-                found.append(_Message(receive_ns, channel, content + _MESSAGE_HEAD.size, position))
+                found.append(_Message(receive_ns, channel, record, content + _MESSAGE_HEAD.size, position))
             elif opcode in (_SCHEMA, _CHANNEL):
                 self._learn(opcode, bytes(data[content:position]))
             elif opcode < _PRIVATE:
                 raise _Damage(f"{where} is damaged: it holds a record of kind {opcode:#x}")
+        if not block.checked:
+            self._check_index(block, found, where)
         return data, found
+
+    def _check_index(self, block: _Block, found: list[_Message], where: str) -> None:
+        """Where there is no checksum: topic, time and place of messages against the list of them behind the chunk."""
+        listed: list[tuple[int, int, int]] = []
+        for content, length in block.index:
+            entries = self._read(content, length)
+            channel = int.from_bytes(entries[:2], "little")
+            listed += [
+                (receive_ns, channel, record)
+                for receive_ns, record in struct.iter_unpack("<QQ", _whole(entries[6:], 16, where))
+            ]
+        if listed and sorted(listed) != sorted(message[:3] for message in found):
+            raise _Damage(f"{where} is damaged: its messages are not those that are listed behind it")
 
     def _read_all(self, recover: bool, damages: list[str], expected: dict[int, int] | None) -> None:
         """Read every block once to learn the topics and the counts; when recovering, up to the first damage."""
@@ -534,9 +553,9 @@ def _text_map(content: bytes) -> dict[str, str]:
     return entries
 
 
-def _whole(content: bytes, size: int) -> bytes:
+def _whole(content: bytes, size: int, what: str) -> bytes:
     if len(content) % size:
-        raise _Damage("the index's count of messages is cut short")
+        raise _Damage(f"{what} is damaged: a part of it has {len(content)} bytes, expected a multiple of {size}")
     return content
 
 

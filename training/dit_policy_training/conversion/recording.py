@@ -81,7 +81,7 @@ class Recording:
         self._groups = _overlapping(with_messages)
         for group in self._groups:
             if len(group) > 1:
-                names = " and ".join(storage.path.name for storage in group)
+                names = " and ".join(sorted(storage.path.name for storage in group))
                 self.notes.append(f"{names} overlap in time: their messages are merged by receive time")
 
     def __enter__(self) -> Self:

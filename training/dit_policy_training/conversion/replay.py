@@ -242,9 +242,11 @@ class Replay:
 
 def _columns(values: np.ndarray, names: Sequence[str], wanted: Sequence[str]) -> np.ndarray | None:
     places = [list(names).index(name) for name in wanted if name in names]
-    return values[:, places].astype(np.float64) if len(places) == len(wanted) else None
+    return np.ascontiguousarray(values[:, places], np.float64) if len(places) == len(wanted) else None
 
 
 def _rates(positions: np.ndarray, fps: int) -> np.ndarray:
     """Velocities (N, J) by differences; zero for one frame alone."""
-    return np.gradient(positions, axis=0) * fps if len(positions) > 1 else np.zeros_like(positions)
+    return (
+        np.ascontiguousarray(np.gradient(positions, axis=0)) * fps if len(positions) > 1 else np.zeros_like(positions)
+    )

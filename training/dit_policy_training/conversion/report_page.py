@@ -160,7 +160,7 @@ def _stream_row(streams: Sequence[Figures]) -> str:
 
     cells = [
         f"{sum(stream['count'] for stream in streams):,}",
-        f"{median('rate'):.1f} Hz",
+        _rate(median("rate")),
         _ms(median("age_p50")),
         _ms(median("age_p95")),
         _ms(max(stream["age_max"] for stream in streams)),
@@ -175,7 +175,9 @@ def _stream_row(streams: Sequence[Figures]) -> str:
 
 def _table(figures: Figures, cautions: Sequence[Caution], drawn: Mapping[int, Drawn]) -> str:
     heads = ("#", "Task", "Bag", "Seconds", "Frames", "Idle", "Peak speed", "Age p95", "Gaps", "Warnings")
-    rows = "".join(_episode_row(episode, cautions, drawn) for episode in figures["episodes"])
+    streams = (stream for bag in figures["bags"] for stream in bag.get("streams", []))
+    seen = {stream["name"] for stream in streams if stream["kind"] in ("camera", "depth", "state")}
+    rows = "".join(_episode_row(episode, seen, cautions, drawn) for episode in figures["episodes"])
     refused = "".join(
         f'<tr><td class="t">{escape(bag["name"])}</td><td class="t">{escape(bag["refused"])}</td></tr>'
         for bag in figures["bags"]
@@ -199,10 +201,11 @@ def _heads(names: Sequence[str], text: int) -> str:
     return "".join(f"<th{'' if place < text else ' class=n'}>{name}</th>" for place, name in enumerate(names))
 
 
-def _episode_row(episode: Figures, cautions: Sequence[Caution], drawn: Mapping[int, Drawn]) -> str:
+def _episode_row(episode: Figures, seen: set[str], cautions: Sequence[Caution], drawn: Mapping[int, Drawn]) -> str:
+    """`seen`: the streams that a policy sees; commands and tasks are not late, they hold."""
     number = episode["episode"]
     speed = max(episode.get("peak_speed", {}).values(), default=None)
-    age = max((ages[1] for ages in episode.get("ages", {}).values()), default=None)
+    age = max((ages[1] for name, ages in episode.get("ages", {}).items() if name in seen), default=None)
     count = sum(number in caution.episodes for caution in cautions)
     cells = [
         (f"{episode['seconds']:.1f}", episode["seconds"]),
@@ -261,17 +264,21 @@ def _episode(episode: Figures, cautions: Sequence[Caution], drawn: Drawn, unfold
 
 
 def _strips(episode: Figures, drawn: Drawn) -> str:
-    strips = "".join(
-        f'<div class="strip"><div class="name">{escape(strip.camera)}</div><div class="film">'
-        f'<img loading="lazy" alt="{escape(strip.camera)}, {len(strip.frames)} frames of the episode" '
-        f'src="{strip.data}"><div class="cursor"></div></div></div>'
-        for strip in drawn.strips
-    )
+    strips = "".join(_strip(strip) for strip in drawn.strips)
     if not drawn.strips:
         return ""
     rate = episode["frames"] / episode["seconds"]
     times = "".join(f"<span>{frame / rate:.1f} s</span>" for frame in drawn.strips[0].frames)
     return f'{strips}<div class="times">{times}</div>{_timeline(episode)}'
+
+
+def _strip(strip: Strip) -> str:
+    name, count = escape(strip.camera), len(strip.frames)
+    return (
+        f'<div class="strip"><div class="name">{name}</div><div class="film" style="--n:{count}">'
+        f'<img loading="lazy" alt="{name}, {count} frames of the episode" src="{strip.data}">'
+        '<div class="cursor"></div></div></div>'
+    )
 
 
 def _timeline(episode: Figures) -> str:
@@ -347,11 +354,11 @@ def _bytes(count: int) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.0f} ms"
+    return f"{1e3 * seconds:.0f} ms".replace("-", "&minus;")
 
 
 def _rate(rate: float | None) -> str:
-    return "" if rate is None else f"{rate:.1f} Hz"
+    return "" if rate is None or rate < 0.05 else f"{rate:.1f} Hz"
 
 
 def _number(value: float) -> str:

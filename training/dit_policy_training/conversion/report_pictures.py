@@ -11,8 +11,7 @@ import numpy as np
 from dit_policy_training.conversion.reloaded import Reel, Reloaded
 
 FRAMES = 8  # a strip
-HEIGHT = 96  # pixels of a strip; at most MAX_WIDTH wide a frame
-MAX_WIDTH = 192
+WIDTH = 140  # pixels of a frame; its height as the camera has it
 QUALITY = 72  # of JPEG
 SAME = 0.4  # of 255: a mean difference below it is none, whatever the codec does
 
@@ -23,7 +22,6 @@ class Strip:
 
     camera: str
     data: str  # data: URI of one JPEG
-    width: int  # of the whole strip, pixels
     frames: tuple[int, ...]  # shown
     brightness: float  # 0 to 1, of all frames shown
     frozen: bool  # all frames shown are the same picture
@@ -33,12 +31,13 @@ def strips_of(opened: Reloaded, episode: int) -> list[Strip]:
     """One for each camera; depth is shown from near (light) to far (dark)."""
     reel = Reel(opened, episode)
     shown = _places(len(reel))
+    # Frame by frame: a reel decodes all cameras together.
+    seen = [{key: reel.picture(key, frame) for key in opened.cameras} for frame in shown]
     strips = []
     for key in opened.cameras:
-        pictures = [reel.picture(key, frame) for frame in shown]
-        if opened.is_depth(key):
-            pictures = _shades(pictures)
-        strips.append(_strip(key.removeprefix("observation.images."), shown, pictures))
+        pictures = [pictures[key] for pictures in seen]
+        name = key.removeprefix("observation.images.")
+        strips.append(_strip(name, shown, _shades(pictures) if opened.is_depth(key) else pictures))
     return strips
 
 
@@ -56,7 +55,6 @@ def _strip(camera: str, shown: tuple[int, ...], pictures: Sequence[np.ndarray]) 
     return Strip(
         camera=camera,
         data="data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode(),
-        width=whole.shape[1],
         frames=shown,
         brightness=float(np.mean([picture.mean() for picture in pictures]) / 255),
         frozen=bool(changes and max(changes) < SAME),
@@ -65,8 +63,8 @@ def _strip(camera: str, shown: tuple[int, ...], pictures: Sequence[np.ndarray]) 
 
 def _thumb(picture: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
-    size = (min(MAX_WIDTH, max(1, round(HEIGHT * width / height))), HEIGHT)
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+    size = (WIDTH, max(1, round(WIDTH * height / width)))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA if width > WIDTH else cv2.INTER_CUBIC))
 
 
 def _shades(depths: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -33,8 +33,8 @@ margin-top:3px;min-width:3px}
 .row{display:flex;justify-content:space-between;gap:12px;align-items:baseline}
 .row>:first-child{overflow-wrap:anywhere}.row>:last-child{white-space:nowrap}
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(196px,100%),1fr));gap:12px 18px}
-.plot .head{display:flex;justify-content:space-between;gap:8px;font-size:12.5px;line-height:1.35;margin-bottom:3px}
-.plot .head span{color:var(--soft);white-space:nowrap}.plot .head b{font-weight:600;overflow:hidden;
+.plot .head{font-size:12.5px;line-height:1.35;margin-bottom:3px}
+.plot .head span{color:var(--soft);display:block}.plot .head b{font-weight:600;display:block;overflow:hidden;
 text-overflow:ellipsis;white-space:nowrap}
 .box{position:relative;border-bottom:1px solid var(--line)}
 svg{display:block;width:100%;height:60px;overflow:visible}
@@ -60,6 +60,8 @@ details.ep>summary::before{content:"\\25B8";color:var(--soft)}details.ep[open]>s
 .inside{padding:2px 16px 16px}
 .strip{margin:0 0 8px}.strip .name{font-size:12.5px;color:var(--soft);margin-bottom:2px}
 .film{position:relative;border-radius:6px;overflow:hidden;line-height:0}
+.film::after{content:"";position:absolute;inset:0;background:repeating-linear-gradient(to right,transparent 0
+calc(100%/var(--n) - 2px),var(--card) calc(100%/var(--n) - 2px) calc(100%/var(--n)))}
 .film img{width:100%;height:auto;display:block}
 .times{display:flex;font-size:11.5px;color:var(--soft);margin:0 0 10px}.times span{flex:1;text-align:center}
 .cursor{position:absolute;top:0;bottom:0;left:calc(var(--x)*100%);width:1px;background:var(--ink);opacity:0;

@@ -12,6 +12,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import av
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -21,10 +23,11 @@ from dit_policy_training.conversion.options import VideoOptions
 from dit_policy_training.conversion.pictures import ColourVideo
 from dit_policy_training.conversion.shards import ShardError, ShardWriter
 from dit_policy_training.conversion.videos import VideoFile, frames_in
+from dit_policy_training.conversion.yuv import to_yuv420p
 from lerobot.configs.video import DepthEncoderConfig, RGBEncoderConfig
 from lerobot.datasets.feature_utils import get_hf_features_from_features
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from written import DEEP, DEPTH, H264, HAND, LAYOUT, SIDE, WrittenRow, row, rows, write_shard
+from written import DEEP, DEPTH, H264, HAND, LAYOUT, SIDE, WrittenRow, picture, row, rows, write_shard
 
 SVT = VideoOptions()
 PNG = VideoOptions(use_videos=False)
@@ -299,6 +302,26 @@ def test_odd_sizes_that_work_do_not_skew_the_picture(tmp_path: Path, video: Vide
     layout = replace(LAYOUT, cameras={SIDE: (33, 49)})
     item = read(write_shard(tmp_path / "shard", [rows(0, 4, layout)], layout, video))[3]
     assert np.abs(item[SIDE].numpy().transpose(1, 2, 0) * 255 - row(3, layout).frame[SIDE]).mean() < 6
+
+
+def test_conversion_to_yuv_loses_no_more_than_libavs() -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    scene = cv2.resize(coarse, (320, 240), interpolation=cv2.INTER_CUBIC)
+    for given in (scene, picture(3, 240, 320), np.full((64, 64, 3), (200, 30, 90), np.uint8)):
+        libavs = av.VideoFrame.from_ndarray(given, format="rgb24").reformat(format="yuv420p")
+        lost, expected = (
+            np.square(frame.to_ndarray(format="rgb24") - given.astype(float)).mean()
+            for frame in (to_yuv420p(given), libavs)
+        )
+        assert lost <= 1.02 * expected + 0.1
+    luma = np.frombuffer(to_yuv420p(scene).planes[0], np.uint8).reshape(240, -1)[:, :320].astype(int)
+    assert np.abs(luma - libavs_luma(scene)).max() <= 1
+
+
+def libavs_luma(given: np.ndarray) -> np.ndarray:
+    plane = av.VideoFrame.from_ndarray(given, format="rgb24").reformat(format="yuv420p").planes[0]
+    return np.frombuffer(plane, np.uint8).reshape(given.shape[0], plane.line_size)[:, : given.shape[1]].astype(int)
 
 
 def test_auto_takes_an_encoder_that_opens_and_tells_which(tmp_path: Path) -> None:

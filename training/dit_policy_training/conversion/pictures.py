@@ -19,6 +19,7 @@ from dit_policy_training.conversion.depth_codes import DepthCodes
 from dit_policy_training.conversion.encoders import VideoError
 from dit_policy_training.conversion.stats import Stats, ValueCounts
 from dit_policy_training.conversion.videos import VideoFile
+from dit_policy_training.conversion.yuv import to_yuv420p
 
 WAITING = 8  # pictures of a camera
 PNG_LEVEL = 6  # of LeRobot's pictures in tables
@@ -92,8 +93,11 @@ class ColourVideo:
 
     def add(self, picture: np.ndarray, values: np.ndarray) -> None:
         """Encode (H, W, 3) uint8."""
-        # Without a copy; the only one is made when libav turns it into YUV.
-        self._video.add(av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(picture), format="rgb24"))
+        height, width = picture.shape[:2]
+        if self._video.pix_fmt == "yuv420p" and height % 2 == width % 2 == 0:
+            self._video.add(to_yuv420p(picture))
+        else:  # libav converts; without a copy before
+            self._video.add(av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(picture), format="rgb24"))
 
     def close(self) -> None:
         """Finish the mp4."""

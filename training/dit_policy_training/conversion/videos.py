@@ -15,7 +15,7 @@ class VideoFile:
     """An mp4 whose k-th frame stands at exactly k / fps."""
 
     def __init__(self, path: Path, encoder: Encoder, fps: int, height: int, width: int):
-        self._path, self._fps = path, fps
+        self._path, self._fps, self.pix_fmt = path, fps, encoder.pix_fmt
         self._container = av.open(str(path), "w")
         self._stream = open_stream(self._container, encoder, fps, height, width)
         self._given = self._written = 0

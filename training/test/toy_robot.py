@@ -1,6 +1,6 @@
 """A made-up robot whose every message is a known function of time, recorded as real rosbag2 bags."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 START_NS = 1_700_000_000_123_456_789
 JOINTS = ("lift", "turn", "reach")  # the state's order; the action's is turn, lift
@@ -40,13 +40,63 @@ TYPES = {
 }
 
 
+# As control_msgs, std_srvs and dit_policy_msgs define them: rosbags' own store has none of these.
+_POINTS = "trajectory_msgs/JointTrajectoryPoint"
+_EVENT = "service_msgs/ServiceEventInfo info"
+DEFINITIONS = {
+    "control_msgs/msg/GripperCommand": "float64 position\nfloat64 max_effort",
+    "control_msgs/action/GripperCommand_Feedback": (
+        "float64 position\nfloat64 effort\nbool stalled\nbool reached_goal"
+    ),
+    "control_msgs/action/GripperCommand_FeedbackMessage": (
+        "unique_identifier_msgs/UUID goal_id\ncontrol_msgs/action/GripperCommand_Feedback feedback"
+    ),
+    "control_msgs/action/FollowJointTrajectory_Feedback": (
+        f"std_msgs/Header header\nstring[] joint_names\n{_POINTS} desired\n{_POINTS} actual\n{_POINTS} error"
+    ),
+    "control_msgs/action/FollowJointTrajectory_FeedbackMessage": (
+        "unique_identifier_msgs/UUID goal_id\ncontrol_msgs/action/FollowJointTrajectory_Feedback feedback"
+    ),
+    "std_srvs/srv/SetBool_Request": "bool data",
+    "std_srvs/srv/SetBool_Response": "bool success\nstring message",
+    "std_srvs/srv/SetBool_Event": (
+        f"{_EVENT}\nstd_srvs/srv/SetBool_Request[<=1] request\nstd_srvs/srv/SetBool_Response[<=1] response"
+    ),
+    "dit_policy_msgs/srv/SetInstruction_Request": "string instruction",
+    "dit_policy_msgs/srv/SetInstruction_Response": "bool success\nstring message",
+    "dit_policy_msgs/srv/SetInstruction_Event": (
+        f"{_EVENT}\ndit_policy_msgs/srv/SetInstruction_Request[<=1] request\n"
+        "dit_policy_msgs/srv/SetInstruction_Response[<=1] response"
+    ),
+}
+CONTROLLER_STATES = {
+    "humble": f"std_msgs/Header header\nstring[] joint_names\n{_POINTS} desired\n{_POINTS} actual\n{_POINTS} error",
+    "kilted": (
+        f"std_msgs/Header header\nstring[] joint_names\n{_POINTS} reference\n{_POINTS} feedback\n{_POINTS} error\n"
+        f"{_POINTS} output"
+    ),
+}
+
+
+def store_with(definitions: Mapping[str, str]) -> Any:
+    """A type store with these types too."""
+    store = get_typestore(Stores.ROS2_KILTED)
+    for name, text in definitions.items():
+        store.register(get_types_from_msg(text, name))
+    return store
+
+
+MORE = store_with(DEFINITIONS)
+
+
 @dataclass(frozen=True)
 class Recorded:
-    """One message as a recorder gets it."""
+    """One message as a recorder gets it; `msgtype` where TYPES does not tell it."""
 
     topic: str
     receive_ns: int
     msg: Any
+    msgtype: str = ""
 
 
 Edit = Callable[[Recorded], Iterable[Recorded]]
@@ -68,7 +118,7 @@ def picture(index: int, width: int, height: int) -> np.ndarray:
     rgb = np.stack([60 + x, 80 + 2 * y, np.full_like(x, 90)], axis=-1).astype(np.uint8)
     left = index % (width - 10)
     rgb[8:16, left : left + 8] = [(200, 40, 40), (40, 180, 60), (40, 70, 210)][index % 3]
-    rgb[0, 0] = index
+    rgb[0, 0] = index % 256
     return rgb
 
 
@@ -160,13 +210,22 @@ def messages(seconds: float = 3.0, instruction: str = "push the red block", edit
     return sorted(kept, key=lambda message: message.receive_ns)
 
 
-def write_bag(folder: Path, recorded: Iterable[Recorded], storage: StoragePlugin = StoragePlugin.MCAP) -> Path:
+def string(text: str) -> Any:
+    """std_msgs/String."""
+    return STORE.types["std_msgs/msg/String"](data=text)
+
+
+def write_bag(
+    folder: Path, recorded: Iterable[Recorded], storage: StoragePlugin = StoragePlugin.MCAP, store: Any = STORE
+) -> Path:
     """Write a rosbag2 bag; topics get the leading slash that a recorder gives them."""
+    recorded = list(recorded)
+    types = TYPES | {message.topic: message.msgtype for message in recorded if message.msgtype}
     with Writer(folder, version=9, storage_plugin=storage) as writer:
         connections = {
-            topic: writer.add_connection("/" + topic, kind, typestore=STORE) for topic, kind in TYPES.items()
+            topic: writer.add_connection("/" + topic, kind, typestore=store) for topic, kind in types.items()
         }
         for message in recorded:
-            data = STORE.serialize_cdr(message.msg, TYPES[message.topic])
+            data = store.serialize_cdr(message.msg, types[message.topic])
             writer.write(connections[message.topic], message.receive_ns, data)
     return folder

@@ -172,7 +172,7 @@ class Sampler:
         if not any(episode.left_out is None for episode in account.episodes):
             reasons = Counter(str(episode.left_out) for episode in account.episodes)
             reason, count = reasons.most_common(1)[0]
-            raise SampleError(f"no episode of it can be kept; of {count} of {len(account.episodes)}: {reason}")
+            raise SampleError(f"no episode can be kept: {reason} ({count} of {len(account.episodes)} episodes)")
 
     def _no_rows(self, now_ns: int) -> str:
         if self._ticks is None:

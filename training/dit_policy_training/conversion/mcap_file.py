@@ -207,7 +207,7 @@ class McapFile:
         except _Damage as damage:
             damages, footer, summary = [str(damage)], None, _Summary()
         try:
-            self._find_blocks(footer)
+            self._find_blocks(footer, recover)
         except _Damage as damage:
             damages.insert(0, str(damage))
         if self._data_damage:
@@ -279,7 +279,7 @@ class McapFile:
         if found != checksum:
             self._data_damage = "the checksum of its messages is wrong"
 
-    def _find_blocks(self, footer: tuple[int, int, int] | None) -> None:
+    def _find_blocks(self, footer: tuple[int, int, int] | None, recover: bool) -> None:
         """Walk over the records up to the end of the data; blocks found before a _Damage is raised are kept."""
         end = self._size if footer is None else footer[1] or footer[0]
         position = len(_MAGIC)
@@ -295,14 +295,14 @@ class McapFile:
                 run = self._add_message(run, position, after)
             else:
                 run = None
-                if self._is_last(opcode, position, length, footer is not None):
+                if self._is_last(opcode, position, length, recover):
                     if footer is not None and after != end:
                         raise _Damage(f"the record at byte {position} ends the data too early: it is damaged")
                     return
             position = after
         raise _Damage("its messages have no end mark: the recorder was killed, or the file was cut short")
 
-    def _is_last(self, opcode: int, position: int, length: int, closed: bool) -> bool:
+    def _is_last(self, opcode: int, position: int, length: int, recover: bool) -> bool:
         """Take note of a record that is no message; whether it ends the data."""
         content = position + _RECORD.size
         if opcode == _CHUNK:
@@ -319,7 +319,7 @@ class McapFile:
                 raise _Damage(f"the record at byte {position} is damaged")
             if self._blocks:
                 self._blocks[-1].index.append((content, length))
-        elif opcode not in (_ATTACHMENT, _DATA_END) and (opcode < _PRIVATE or not closed):
+        elif opcode not in (_ATTACHMENT, _DATA_END) and (opcode < _PRIVATE or recover):
             raise _Damage(f"the record at byte {position} is of no known kind ({opcode:#x}): it is damaged")
         return opcode == _DATA_END
 
@@ -431,8 +431,8 @@ class McapFile:
         """Read every block once to learn the topics and the counts; when recovering, up to the first damage."""
         counts: Counter[int] = Counter()
         order = _Order()
-        whole = 0
-        for block in self._blocks:
+        newest_ns = disorder_ns = 0
+        for whole, block in enumerate(self._blocks):
             try:
                 _, found = self._load(block)
                 order.add(block, found)
@@ -441,35 +441,39 @@ class McapFile:
                 if not recover:
                     raise
                 damages.insert(0, str(damage))
+                del self._blocks[whole:]
                 break
             counts.update(message.channel for message in found)
-            whole += 1
+            newest_ns, disorder_ns = order.newest_ns, order.disorder_ns
         if self._data_damage and not all(block.checked for block in self._blocks):
             raise BagError(f"{self.path.name}: {self._data_damage}, and where it is damaged cannot be told")
         if expected is not None and not damages and counts != Counter(expected):
-            damages.append(f"the file's index counts {sum(expected.values())} messages")
-        if damages and not self._keep(whole, order, counts, damages[0], expected):
+            raise BagError(
+                f"{self.path.name}: {counts.total()} messages were found, the file's index counts "
+                f"{sum(expected.values())}, and where the others were cannot be told"
+            )
+        if damages and not counts:
             raise BagError(f"{self.path.name}: nothing can be read of it: {damages[0]}")
-        self.counts = dict(counts)
-
-    def _keep(
-        self, whole: int, order: "_Order", counts: Counter[int], damage: str, expected: dict[int, int] | None
-    ) -> bool:
-        """Of a damaged file, keep the whole blocks, and say what is lost; False if there is none."""
-        del self._blocks[whole:]
-        if not counts:
-            return False
-        if whole and order.disorder_ns:
+        if damages and disorder_ns:
             # What is lost may have been received as much earlier as messages are out of order elsewhere.
-            self._until_ns = self.end_ns - order.disorder_ns
+            self._until_ns = newest_ns - disorder_ns
+            loaded = (message for block in self._blocks for message in self._load(block)[1])
+            counts = Counter(message.channel for message in loaded if message.receive_ns < self._until_ns)
+        self.counts = dict(counts)
+        if damages:
+            self._counted = False
+            self._tell_loss(damages[0], expected)
+
+    def _tell_loss(self, damage: str, expected: dict[int, int] | None) -> None:
+        used = sum(self.counts.values())
         lost = "how many are lost is not known"
         if expected is not None:
-            lost = f"{sum(expected.values()) - counts.total()} of {sum(expected.values())} are lost"
+            lost = f"{sum(expected.values()) - used} of {sum(expected.values())} are lost"
         self.notes.append(
-            f"{self.path.name}: damaged, and recovered: {damage}. {counts.total()} messages, over "
-            f"{(self.end_ns - self.start_ns) / 1e9:.3f} s, are used; {lost}. Look at the last episode's end"
+            f"{self.path.name}: damaged, and recovered: {damage}. {used} messages, over "
+            f"{(min(self.end_ns, self._until_ns) - self.start_ns) / 1e9:.3f} s, are used; {lost}. Look at the last "
+            "episode's end"
         )
-        return True
 
     def _check_order(self, order: "_Order") -> None:
         if (back := order.set_back()) is not None:
@@ -484,7 +488,7 @@ class _Order:
         self._spans: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # by channel: offset, first, last time
         self._back: tuple[int, int, int] | None = None
         self.disorder_ns = 0
-        self._newest_ns = 0
+        self.newest_ns = 0
 
     def add(self, block: _Block, messages: list[_Message]) -> None:
         first: dict[int, int] = {}
@@ -495,8 +499,8 @@ class _Order:
                 self._back = (message.channel, before, message.receive_ns)
             first.setdefault(message.channel, message.receive_ns)
             newest[message.channel] = max(before, message.receive_ns)
-            self.disorder_ns = max(self.disorder_ns, self._newest_ns - message.receive_ns)
-            self._newest_ns = max(self._newest_ns, message.receive_ns)
+            self.disorder_ns = max(self.disorder_ns, self.newest_ns - message.receive_ns)
+            self.newest_ns = max(self.newest_ns, message.receive_ns)
         for channel, first_ns in first.items():
             self._spans[channel].append((block.offset, first_ns, newest[channel]))
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy_robot
-from dit_policy_training.bags import read_messages
-from dit_policy_training.commands import ControllerOptions
-from dit_policy_training.episodes import Row, sample_rows, topics_of
+from dit_policy_training.conversion.bag_to_shard import sampled
+from dit_policy_training.conversion.options import ConvertConfig
+from dit_policy_training.conversion.sampling import Row
 from listener import Listener
 from policy_fixtures import INSTRUCTIONS, demo_config, make_stats
 from rosbags.highlevel import AnyReader
@@ -44,7 +44,8 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rows(bag: Path) -> list[Row]:
     embodiment = Embodiment.from_yaml(toy_robot.EMBODIMENT, "toy")
-    return list(sample_rows(read_messages(bag, topics_of(embodiment)), embodiment, ControllerOptions()))
+    config = ConvertConfig(str(bag), Path("toy.yaml"), Path("out"))
+    return [event for event in sampled(bag, config, embodiment) if isinstance(event, Row)]
 
 
 @pytest.fixture(scope="module")

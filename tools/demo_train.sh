@@ -17,7 +17,8 @@ part "Expert: episodes recorded as bags" \
     python -m dit_policy_ros.sim.record --output="$work/bags" --episodes="${EPISODES:-150}" --overwrite
 part "Dataset: bags converted" \
     python -m dit_policy_training.convert --bags="$work/bags" --embodiment=config/embodiments/sim_arm.yaml \
-    --output="$work/dataset" --overwrite=true --controller.interpolate_from_desired_state=true # as the simulator's does
+    --output="$work/dataset" --overwrite=true --controller.interpolate_from_desired_state=true `# as the simulator's does` \
+    --video.codec=h264 --video.pix_fmt=yuv444p --video.crf=18 --video.preset=superfast `# small blocks keep their colour`
 part "Words: a CLIP text tower" \
     python -m dit_policy_ros.policy.tiny_clip --output="$work/tiny_clip"
 part "Policy: training" \

@@ -3,12 +3,14 @@ import sys
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-sys.path.insert(0, str(Path(__file__).parent))  # for toy_robot, under pytest's importlib mode
+sys.path.insert(0, str(Path(__file__).parent))  # for toy_robot and converting, under pytest's importlib mode
 
 import pytest
 import torch
 import toy_robot
-from dit_policy_training.convert import ConvertConfig, convert
+from converting import config_for
+from dit_policy_training.conversion.options import VideoOptions
+from dit_policy_training.convert import convert
 from rich.console import Console
 
 from dit_policy_ros.embodiment import Embodiment
@@ -42,7 +44,7 @@ def bags(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(bags: Path, embodiment_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three episodes converted, with videos."""
     output = tmp_path_factory.mktemp("dataset") / "video"
-    assert convert(ConvertConfig(str(bags), embodiment_file, output), Console(quiet=True)) == []
+    assert convert(config_for(bags, embodiment_file, output), Console(quiet=True)) == []
     return output
 
 
@@ -50,7 +52,7 @@ def dataset(bags: Path, embodiment_file: Path, tmp_path_factory: pytest.TempPath
 def png_dataset(bags: Path, embodiment_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with lossless pictures."""
     output = tmp_path_factory.mktemp("dataset") / "png"
-    config = ConvertConfig(str(bags), embodiment_file, output, use_videos=False)
+    config = config_for(bags, embodiment_file, output, video=VideoOptions(use_videos=False))
     assert convert(config, Console(quiet=True)) == []
     return output
 

@@ -56,7 +56,7 @@ class Contents:
         episodes = 0
         for outcome in self.outcomes:
             if isinstance(outcome, Refusal):
-                yield {"path": str(outcome.bag), "refused": outcome.reason, "episodes": [], "account": None}
+                yield {"path": str(outcome.bag), "refused": outcome.reason, "episodes": [], "account": outcome.account}
                 continue
             yield {
                 "path": outcome.bag,
@@ -114,7 +114,7 @@ def assemble(output: Path, contents: Contents, mode: str, reread: "Reread | None
         if checked.problems:
             raise OutputError(_unsound(output, checked.problems))
         write_json(folder / RECORD, {**contents.as_json(), "verified": checked.figures})
-        return list(write_report(folder, checked.figures))
+        return write_report(folder, checked.figures)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.runtime.observations import ObservationError
@@ -24,7 +24,7 @@ from dit_policy_training.conversion.settings import Settings
 from dit_policy_training.conversion.shards import ShardWriter
 
 TELL_EVERY = 0.25  # s
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 Tell = Callable[[Progress], None]
 
@@ -33,20 +33,25 @@ class BagChangedError(ValueError):
     """The bag's files are not what they were when the conversion began."""
 
 
+class NothingKeptError(ValueError):
+    """A bag of which no episode is left; the message says why."""
+
+
 def convert_bag(job: Job, tell: Tell) -> ShardRecord | Refusal | Halt:
     """The bag's shard, made or found; or why there is none. `tell` hears how far it is a few times a second.
 
-    A shard that another bag of the same bytes made is returned as it is, under this bag's name.
+    A shard that another bag of the same bytes made is returned under this bag's name.
     """
+    conversion = _Conversion(job, tell)
     try:
-        return _shard_of(job, tell)
+        return conversion.shard()
     except Exception as error:
         if reason := _no_room(error):
             return Halt(f"{job.shards}: {reason}; make room, then run the same command to go on")
-        if isinstance(error, (ValueError, OSError, ObservationError)):
-            return Refusal(job.given, _in_words(error), traceback.format_exc())
-        reason = f"a fault of the converter, please report it: {type(error).__name__}: {error}"
-        return Refusal(job.given, reason, traceback.format_exc())
+        words = str(error)
+        if not words or not isinstance(error, (ValueError, OSError, ObservationError)):
+            words = f"a fault of the converter, please report it: {type(error).__name__}: {error}"
+        return Refusal(job.given, words, traceback.format_exc(), conversion.account())
 
 
 def sampled(bag: Path, config: ConvertConfig, embodiment: Embodiment) -> Iterator[Row | EpisodeEnd]:
@@ -55,54 +60,65 @@ def sampled(bag: Path, config: ConvertConfig, embodiment: Embodiment) -> Iterato
         yield from Sampler(recording, config, embodiment).events()
 
 
-def _shard_of(job: Job, tell: Tell) -> ShardRecord:
-    files = files_of(job.bag)
-    hashed = fingerprint(job.bag)
-    settings = Settings.of(job.config, job.embodiment)
-    folder = ShardsFolder(job.shards)
-    key = settings.key(hashed)
-    if (found := folder.find(key)) is not None:
-        return replace(found, bag=str(job.given), files=files)
-    partial = folder.new_folder(job.part)
-    try:
-        record = _converted(job, partial, tell)
-        if files_of(job.bag) != files:
-            raise BagChangedError("its files changed while they were read; convert again when it is complete")
-        record = replace(record, key=key, fingerprint=hashed, files=files, settings=settings)
-        return folder.keep(record)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+class _Conversion:
+    def __init__(self, job: Job, tell: Tell):
+        self._job, self._tell = job, tell
+        self._sampler: Sampler | None = None
+        self._notes: list[str] = []
 
+    def shard(self) -> ShardRecord:
+        job = self._job
+        files = files_of(job.bag)
+        hashed = fingerprint(job.bag)
+        settings = Settings.of(job.config, job.embodiment)
+        shards = ShardsFolder(job.shards)
+        key = settings.key(hashed)
+        if (found := shards.find(key)) is not None:
+            return replace(found, bag=str(job.given), files=files)
+        partial = shards.new_folder(job.part)
+        try:
+            frames, episodes = self._write(partial)
+            if files_of(job.bag) != files:
+                raise BagChangedError("its files changed while they were read; convert again when it is complete")
+            account = self.account() or {}
+            record = ShardRecord(partial, key, str(job.given), files, hashed, settings, frames, episodes, account)
+            return shards.keep(record)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
-def _converted(job: Job, partial: Path, tell: Tell) -> ShardRecord:
-    layout = Layout.of(job.config, job.embodiment)
-    with Recording(job.bag, job.config.recover) as recording:
-        read = _Watched(recording)
-        sampler = Sampler(read, job.config, job.embodiment)
-        with ShardWriter(partial, layout, job.config.video, job.threads) as writer:
-            told = time.monotonic()
-            for event in sampler.events():
-                if isinstance(event, EpisodeEnd):
-                    writer.end(event.reason is None)
-                else:
-                    writer.add(event)
-                if time.monotonic() - told > TELL_EVERY:
-                    told = time.monotonic()
-                    tell(Progress(job.number, read.share, writer.frames))
-    account = sampler.account
-    if not writer.episodes:
-        raise ValueError(_nothing_left(account.as_json()))
-    return ShardRecord(
-        folder=partial,
-        key="",
-        bag=str(job.given),
-        files=(),
-        fingerprint="",
-        settings=Settings.of(job.config, job.embodiment),
-        frames=writer.frames,
-        episodes=writer.episodes,
-        account=json.loads(json.dumps(account.as_json())),  # as it will be read back
-    )
+    def _write(self, partial: Path) -> tuple[int, int]:
+        """Frames and episodes of the shard written. Raises NothingKeptError if there are none."""
+        job = self._job
+        layout = Layout.of(job.config, job.embodiment)
+        with Recording(job.bag, job.config.recover) as recording:
+            read = _Watched(recording)
+            self._sampler = Sampler(cast(Recording, read), job.config, job.embodiment)
+            with ShardWriter(partial, layout, job.config.video, job.threads) as writer:
+                self._notes = list(writer.notes)
+                self._pass_on(self._sampler, writer, read)
+        if not writer.episodes:
+            raise NothingKeptError(_nothing_kept(self._sampler.account.as_json()))
+        return writer.frames, writer.episodes
+
+    def _pass_on(self, sampler: Sampler, writer: ShardWriter, read: "_Watched") -> None:
+        rows, told = 0, time.monotonic()
+        for event in sampler.events():
+            if isinstance(event, EpisodeEnd):
+                writer.end(event.reason is None)
+                continue
+            writer.add(event)
+            rows += 1
+            if time.monotonic() - told > TELL_EVERY:
+                told = time.monotonic()
+                self._tell(Progress(self._job.number, read.share, rows))
+
+    def account(self) -> dict[str, Any] | None:
+        """What the sampler saw so far, as it will be read back."""
+        if self._sampler is None:
+            return None
+        account = self._sampler.account.as_json()
+        account["notes"] = [*account["notes"], *self._notes]
+        return cast(dict[str, Any], json.loads(json.dumps(account)))
 
 
 class _Watched:
@@ -112,7 +128,7 @@ class _Watched:
         self._recording = recording
         self.share = 0.0
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._recording, name)
 
     def messages(self, topics: Sequence[str]) -> Iterator[BagMessage]:
@@ -125,23 +141,19 @@ class _Watched:
             yield message
 
 
-def _nothing_left(account: dict[str, Any]) -> str:
+def _nothing_kept(account: dict[str, Any]) -> str:
     reasons = Counter(episode["left_out"] for episode in account["episodes"])
     said = "; ".join(f"{count} times: {reason}" for reason, count in reasons.most_common())
     return f"none of its {len(account['episodes'])} episodes was kept: {said or 'it has none'}"
-
-
-def _in_words(error: BaseException) -> str:
-    return str(error) or type(error).__name__
 
 
 def _no_room(error: BaseException) -> str:
     """The reason, if the error comes of a disk that takes no more, by number or in a library's words; or nothing."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _FULL:
+        if isinstance(seen, OSError) and seen.errno in _NO_ROOM:
             return os.strerror(seen.errno)
-        if "No space left on device" in str(seen):
-            return "No space left on device"
+        if os.strerror(errno.ENOSPC) in str(seen):
+            return os.strerror(errno.ENOSPC)
         seen = seen.__cause__ or seen.__context__
     return ""

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from dit_policy_training.conversion.bag_files import content_files
 from dit_policy_training.conversion.settings import Settings
 
 RECORD = "conversion.json"
@@ -36,9 +37,8 @@ class BagFile:
 
 
 def files_of(bag: Path) -> tuple[BagFile, ...]:
-    """The bag's files. Raises OSError if there is none any more."""
-    paths = sorted(path for path in bag.iterdir() if path.is_file()) if bag.is_dir() else [bag]
-    found = [(path.resolve(), path.stat()) for path in paths]
+    """The files that the bag's fingerprint is of."""
+    found = [(path.resolve(), path.stat()) for path in content_files(bag)]
     return tuple(BagFile(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in found)
 
 
@@ -76,11 +76,12 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A bag that was left out, and why. `details`: a traceback, where the reason is a fault of the converter."""
+    """A bag that was left out, and why: in words, for whoever mends the converter, and as the sampler saw the bag."""
 
     bag: Path
     reason: str
-    details: str = ""
+    details: str = ""  # a traceback
+    account: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

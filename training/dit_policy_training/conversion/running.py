@@ -22,6 +22,7 @@ from dit_policy_training.conversion.progress import ProgressBar, Summary, counte
 from dit_policy_training.conversion.ray_cluster import run_on_ray
 from dit_policy_training.conversion.recording import find_bags
 from dit_policy_training.conversion.settings import Settings, robot_of
+from dit_policy_training.conversion.shards import encoders_of
 from dit_policy_training.conversion.workers import run_in_processes
 
 if TYPE_CHECKING:
@@ -47,10 +48,12 @@ class Plan:
 
     @classmethod
     def of_config(cls, config: ConvertConfig) -> "Plan":
-        """Raises OptionError, EmbodimentError and BagError for what makes no sense."""
+        """Raises OptionError, EmbodimentError, VideoError and BagError for what makes no sense."""
         check_options(config)
         embodiment = robot_of(config)
-        Layout.of(config, embodiment)  # what contradicts the embodiment is said before the work
+        layout = Layout.of(config, embodiment)  # what contradicts the embodiment is said before the work
+        if config.video.use_videos:
+            encoders_of(layout, config.video)  # and which video cannot be made
         number, of = shard_of(config)
         return cls(config, embodiment, Settings.of(config, embodiment), tuple(find_bags(config.bags)), number, of)
 
@@ -68,8 +71,8 @@ class Plan:
 def run(config: ConvertConfig, console: Console) -> list[Refusal]:
     """Convert what is not converted yet and make the dataset of it; with --shard only this part's shards.
 
-    Returns the bags that were refused. Raises OptionError, EmbodimentError, BagError, OutputError, LockedError and
-    RunError for what makes the whole run pointless, and Stopped if a signal ends it.
+    Returns the bags that were refused. Raises OptionError, EmbodimentError, VideoError, BagError, OutputError,
+    LockedError and RunError for what makes the whole run pointless, and Stopped if a signal ends it.
     """
     plan = Plan.of_config(config)
     if not plan.part:
@@ -78,7 +81,10 @@ def run(config: ConvertConfig, console: Console) -> list[Refusal]:
     with stoppable(), locked(shards.path, plan.part):
         shards.clear(plan.part or "all")
         summary = Summary(config.output)
-        contents = _converted(plan, shards, summary, console)
+        try:
+            contents = _converted(plan, shards, summary, console)
+        finally:
+            shards.clear(plan.part or "all")  # of workers that died, or were stopped
         if plan.part:
             shards.save_part(Part.of_run(plan.number, plan.of, plan.all_bags, contents.refusals, plan.settings))
             print_line(console, _part_done(plan, contents))
@@ -143,10 +149,10 @@ def _split(plan: Plan, shards: ShardsFolder) -> tuple[dict[int, ShardRecord | Re
 
 
 def _cores(config: ConvertConfig, bags: int) -> tuple[int, int]:
-    """How many bags at a time, and with how many cores each: one, unless there are fewer bags than cores."""
+    """How many bags at a time, and with how many cores each: one, unless there are fewer bags than cores here."""
     cores = config.workers or len(os.sched_getaffinity(0))
     processes = max(min(cores, bags), 1)
-    return processes, cores // processes
+    return processes, cores // processes if config.executor == "local" else 1
 
 
 def _done(plan: Plan, jobs: list[Job], console: Console) -> dict[int, ShardRecord | Refusal]:
@@ -198,7 +204,7 @@ def _part_done(plan: Plan, contents: Contents) -> str:
 def _make_dataset(plan: Plan, shards: ShardsFolder, contents: Contents, summary: Summary, console: Console) -> None:
     config = plan.config
     if not contents.shards:
-        raise RunError(f"none of {counted(len(plan.bags), 'bag')} could be converted; the reasons stand above")
+        raise RunError(f"of {counted(len(plan.bags), 'bag')} none could be converted; the reasons stand above")
     if is_up_to_date(config.output, contents, config.verify):
         print_line(console, f"{config.output}: nothing has changed since it was made, nothing to do")
         return

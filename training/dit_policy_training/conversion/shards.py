@@ -48,7 +48,7 @@ class ShardWriter:
         self._folder, self._layout, self._video = folder, layout, video
         self._features = lerobot.features_of(layout, video.use_videos)
         self._shapes = _shapes(layout)
-        self._encoders = _encoders(layout, video, threads) if video.use_videos else {}
+        self._encoders = encoders_of(layout, video, threads) if video.use_videos else {}
         self.notes = sorted({encoder.note for encoder in self._encoders.values() if encoder.note})
         self._tasks: dict[str, int] = {}
         self._finished: list[_Finished] = []
@@ -285,8 +285,8 @@ class _Episode:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _encoders(layout: Layout, video: VideoOptions, threads: int) -> dict[str, Encoder]:
-    """Each camera's, tried before the first row comes: what does not work is told at once."""
+def encoders_of(layout: Layout, video: VideoOptions, threads: int = 1) -> dict[str, Encoder]:
+    """Each camera's, tried before the first row comes. Raises VideoError for what does not work."""
     encoders = dict.fromkeys(layout.cameras, colour_encoder(video, threads)) if layout.cameras else {}
     encoders |= {key: depth_encoder(camera) for key, camera in layout.depth.items()}
     sizes = layout.cameras | {key: (camera.height, camera.width) for key, camera in layout.depth.items()}

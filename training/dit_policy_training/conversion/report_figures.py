@@ -30,7 +30,7 @@ def figures_of(opened: Reloaded, conversion: Mapping[str, Any], verified: Mappin
             "episodes": len(opened.episodes),
             "frames": len(opened.table),
             "seconds": rounded(len(opened.table) / opened.fps),
-            "bytes": sum(path.stat().st_size for path in opened.root.rglob("*") if path.is_file()),
+            "bytes": sum(path.stat().st_size for path in _data_files(opened.root)),
             "cameras": {key: list(opened.features[key]["shape"]) for key in opened.cameras},
         },
         "verified": dict(verified or conversion.get("verified") or {"mode": "off"}),
@@ -46,6 +46,11 @@ def figures_of(opened: Reloaded, conversion: Mapping[str, Any], verified: Mappin
         "bags": [_bag(bag) for bag in conversion.get("bags", [])],
         "episodes": episodes,
     }
+
+
+def _data_files(root: Path) -> Iterator[Path]:
+    for folder in ("data", "meta", "videos"):
+        yield from (path for path in (root / folder).rglob("*") if path.is_file())
 
 
 def read_conversion(root: Path) -> dict[str, Any]:

@@ -49,7 +49,7 @@ th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid var(--line)
 th{color:var(--soft);font-weight:500;white-space:nowrap}
 td.n,th.n{text-align:right}tr:last-child td{border-bottom:0}
 table.sort th{cursor:pointer}table.sort th:hover{color:var(--ink)}
-td.t{max-width:360px;overflow-wrap:anywhere}
+td.n{white-space:nowrap}td.t{min-width:130px;max-width:360px;overflow-wrap:break-word}
 .chip{display:inline-block;background:var(--chip);border-radius:999px;padding:1px 10px;font-size:12.5px;margin:1px 0}
 .chip.w{background:var(--warnbg);color:var(--warn)}
 details.ep{background:var(--card);border:1px solid var(--line);border-radius:12px;margin:0 0 10px}

@@ -299,7 +299,7 @@ def _cameras(figures: Figures) -> Iterator[Caution]:
             seen.setdefault(camera, []).append((episode["episode"], look))
     rules: list[tuple[str, str, str, Callable[[Figures], bool]]] = [
         ("frozen camera", "shows one and the same picture throughout", "Restart the camera; leave these episodes out.",
-         lambda look: look["frozen"]),
+         lambda look: look["frozen"] and DARK <= look["brightness"] <= BRIGHT),
         ("dark camera", "is nearly black", "Check lens cap, exposure and light.",
          lambda look: look["brightness"] < DARK),
         ("bright camera", "is nearly white", "Check exposure and light.", lambda look: look["brightness"] > BRIGHT),

@@ -15,10 +15,11 @@ part() {
 mkdir -p "$work"
 part "Expert: episodes recorded as bags" \
     python -m dit_policy_ros.sim.record --output="$work/bags" --episodes="${EPISODES:-150}" --overwrite
+# The controller as the simulator's is; 4:4:4, so that the small blocks keep their colour.
 part "Dataset: bags converted" \
     python -m dit_policy_training.convert --bags="$work/bags" --embodiment=config/embodiments/sim_arm.yaml \
-    --output="$work/dataset" --overwrite=true --controller.interpolate_from_desired_state=true `# as the simulator's does` \
-    --video.codec=h264 --video.pix_fmt=yuv444p --video.crf=18 --video.preset=superfast `# small blocks keep their colour`
+    --output="$work/dataset" --overwrite=true --controller.interpolate_from_desired_state=true \
+    --video.codec=h264 --video.pix_fmt=yuv444p --video.crf=18 --video.preset=superfast
 part "Words: a CLIP text tower" \
     python -m dit_policy_ros.policy.tiny_clip --output="$work/tiny_clip"
 part "Policy: training" \

@@ -13,7 +13,8 @@ from dit_policy_training.conversion.reloaded import Reel, Reloaded
 FRAMES = 8  # a strip
 WIDTH = 140  # pixels of a frame; its height as the camera has it
 QUALITY = 72  # of JPEG
-SAME = 0.4  # of 255: a mean difference below it is none, whatever the codec does
+GRID = 24  # cells a side, in which pictures are compared
+SAME = 6  # of 255: no cell differs by more, so only the codec made the difference
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,18 @@ def _strip(camera: str, shown: tuple[int, ...], pictures: Sequence[np.ndarray]) 
     thumbs = [_thumb(picture) for picture in pictures]
     whole = np.concatenate(thumbs, axis=1)
     jpeg = cv2.imencode(".jpg", cv2.cvtColor(whole, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
-    changes = [np.abs(a.astype(int) - b).mean() for a, b in pairwise(thumbs)]
     return Strip(
         camera=camera,
         data="data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode(),
         frames=shown,
         brightness=float(np.mean([picture.mean() for picture in pictures]) / 255),
-        frozen=bool(changes and max(changes) < SAME),
+        frozen=_frozen(thumbs),
     )
+
+
+def _frozen(pictures: Sequence[np.ndarray]) -> bool:
+    cells = [cv2.resize(picture, (GRID, GRID), interpolation=cv2.INTER_AREA).astype(int) for picture in pictures]
+    return len(cells) > 1 and all(bool(np.abs(a - b).max() <= SAME) for a, b in pairwise(cells))
 
 
 def _thumb(picture: np.ndarray) -> np.ndarray:

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.padding import Padding
 from rich.table import Table
 
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_training import cli
 from dit_policy_training.conversion.guessing import guess
-from dit_policy_training.conversion.inspection import BagLook, TopicLook, look_at
+from dit_policy_training.conversion.inspection import BagLook, TopicLook, look_at, natural
 from dit_policy_training.conversion.lacking import lacks
 from dit_policy_training.conversion.recording import find_bags
 
-_MANY = 6  # joints or texts that are told one by one
+_MANY = 8  # joints or texts that are told one by one
 
 
 @dataclass
@@ -54,21 +56,28 @@ def _name(config: InspectConfig) -> str:
 
 
 def _print(look: BagLook, embodiment: Embodiment | None, console: Console) -> None:
-    table = Table(title=f"{look.bag}  {look.seconds:.1f} s, {look.size / 1e6:.1f} MB", title_justify="left")
-    for heading in ("topic", "type"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("messages", "Hz", "largest gap s", "receive - header ms\nmedian, most"):
-        table.add_column(heading, justify="right", overflow="fold")
-    table.add_column("what", overflow="fold")
+    title = f"{look.bag}  {look.seconds:.1f} s, {look.size / 1e6:.1f} MB"
+    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("topic", overflow="fold")
+    # The figures keep their width, so that the words wrap and not they.
+    for heading in ("messages", "Hz", "largest\ngap s", "stamp lag ms\nmedian / most"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name in sorted(look.topics):
         topic = look.topics[name]
         rate, gap = (f"{topic.rate:.1f}", f"{topic.largest_gap:.3f}") if topic.rate else ("", "")
-        table.add_row(name, _short(topic.info.msgtype), str(topic.info.count), rate, gap, _skew(topic), _what(topic))
+        table.add_row(_told(name, topic), str(topic.info.count), rate, gap, _skew(topic))
     console.print(table)
     for text in [*look.notes, *([f"damaged: {look.damage}"] if look.damage else [])]:
         console.print(f"[yellow]note[/yellow] {_plain(text)}", highlight=False, soft_wrap=True)
     for text in lacks(look, embodiment) if embodiment else ():
         console.print(f"[red]lacks[/red] {_plain(text)}", highlight=False, soft_wrap=True)
+
+
+def _told(name: str, topic: TopicLook) -> Group:
+    """The topic, below it its type and what it carries."""
+    below = [_short(topic.info.msgtype), *_what(topic)]
+    return Group(_plain(name), *(Padding(f"[dim]{_plain(line)}[/dim]", (0, 0, 0, 2)) for line in below))
 
 
 def _short(msgtype: str) -> str:
@@ -85,10 +94,10 @@ def _skew(topic: TopicLook) -> str:
         return "not stamped" if topic.unstamped else ""
     skews = np.array(topic.skews)
     unstamped = f"\n{topic.unstamped} not stamped" if topic.unstamped else ""
-    return f"{np.median(skews) * 1e3:.1f}, {skews[np.abs(skews).argmax()] * 1e3:.1f}{unstamped}"
+    return f"{np.median(skews) * 1e3:.1f} / {skews[np.abs(skews).argmax()] * 1e3:.1f}{unstamped}"
 
 
-def _what(topic: TopicLook) -> str:
+def _what(topic: TopicLook) -> list[str]:
     said = []
     for (width, height, kind), count in topic.pictures.kinds.most_common():
         said.append(f"{width}x{height} {kind}" + (f" ({count})" if len(topic.pictures.kinds) > 1 else ""))
@@ -96,12 +105,13 @@ def _what(topic: TopicLook) -> str:
         said.append(f"{topic.pictures.broken} broken pictures")
     if topic.joints.names:
         fields = f" ({', '.join(topic.joints.fields)})" if topic.joints.fields else ""
-        said.append(f"{len(topic.joints.names)} joints: {_few(topic.joints.names)}{fields}")
+        names = sorted(topic.joints.names, key=natural)
+        said.append(f"{len(names)} joints: {_few(names)}{fields}")
     if topic.joints.orders > 1:
         said.append(f"in {topic.joints.orders} different orders or selections")
     said += [f"'{text}' ({count})" for text, count in topic.texts.most_common(_MANY)]
     said += [f"{size} values ({count})" for size, count in topic.sizes.most_common(_MANY)]
-    return _plain("\n".join(said))
+    return said
 
 
 def _few(names: Sequence[str]) -> str:

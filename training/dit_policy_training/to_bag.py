@@ -19,7 +19,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_training import cli
 from dit_policy_training.conversion.layout import image_key
-from dit_policy_training.conversion.message_types import types_to_write
+from dit_policy_training.conversion.message_types import definition_to_write, types_to_write
 from dit_policy_training.conversion.reloaded import Reel, Reloaded
 from dit_policy_training.conversion.replay import Numbers, Outgoing, Replay, ReplayError
 from dit_policy_training.conversion.times import Ticks
@@ -124,7 +124,8 @@ def _connect(writer: Writer, topic: str, kind: str, latched: bool) -> Connection
     # The node asks for the instruction as transient local, and would not hear a player that offers less.
     qos = [_latched()] if latched else []
     absolute = "/" + topic.removeprefix("~").lstrip("/")
-    return writer.add_connection(absolute, kind, typestore=types_to_write(kind), offered_qos_profiles=qos)
+    text, digest = definition_to_write(kind)
+    return writer.add_connection(absolute, kind, msgdef=text, rihs01=digest, offered_qos_profiles=qos)
 
 
 def _latched() -> Qos:

@@ -21,6 +21,7 @@ from dit_policy_training.conversion.inspection import (
     TRAJECTORY,
     BagLook,
     TopicLook,
+    natural,
 )
 
 _USUAL_FPS = (5, 10, 15, 20, 25, 30, 50, 60)
@@ -78,7 +79,7 @@ def guess(looks: Sequence[BagLook], name: str) -> str:
         "",
         "state:",
         f"  topic: {_topic(state.info.name)}",
-        f"  joints: {_list(state.joints.names)}  # GUESS: all that are published; leave out what is not the arm's",
+        f"  joints: {_list(_state_joints(state, groups))}  # GUESS: all that are published; leave out what is no arm's",
         f"  max_age: {_age(state)}  # GUESS: three periods, the largest gap seen is {state.largest_gap:.3f} s",
         "",
         "# GUESS: the limits are what was seen, widened. They guard the robot: write its own, from its data sheet.",
@@ -194,6 +195,12 @@ def _state(looks: Sequence[BagLook]) -> TopicLook:
         raise GuessError("no bag has a sensor_msgs/JointState topic, so that there is no state to describe")
     # More joints first: a broadcaster of the whole robot rather than a gripper's driver.
     return max((measured or topics).values(), key=lambda look: (len(look.joints.names), len(look.received)))
+
+
+def _state_joints(state: TopicLook, groups: Sequence[_Group]) -> list[str]:
+    """The commanded joints in their order, then the others."""
+    commanded = [joint for group in groups for joint in group.joints if joint in state.joints.names]
+    return commanded + sorted((name for name in state.joints.names if name not in commanded), key=natural)
 
 
 def _groups(looks: Sequence[BagLook], state: TopicLook) -> list[_Group]:

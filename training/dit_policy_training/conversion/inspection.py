@@ -1,5 +1,6 @@
 """What is in a recording: for each topic its rate, gaps, clocks, pictures, joints, texts; and what is damaged."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -147,6 +148,11 @@ def look_at(bag: Path, recover: bool = False) -> BagLook:
     except (BagError, OSError) as error:
         look.damage = str(error)
     return look
+
+
+def natural(name: str) -> tuple[str | int, ...]:
+    """A key by which joint2 comes before joint10."""
+    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name))
 
 
 def _picture_in(message: Any) -> Any:

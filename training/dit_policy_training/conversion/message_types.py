@@ -5,6 +5,7 @@ control_msgs and std_srvs do not, so that the fields of those that robots record
 ros-controls/control_msgs and ros2/common_interfaces have them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -190,6 +191,32 @@ def types_to_write(msgtype: str) -> Typestore:
     if msgtype not in _DEFINITIONS:
         raise KeyError(msgtype)
     return _registered(Stores.ROS2_KILTED, msgtype, _WRITTEN.get(msgtype, _DEFINITIONS[msgtype][0]))
+
+
+def definition_to_write(msgtype: str) -> tuple[str, str]:
+    """The definition and the RIHS01 hash of a type of `types_to_write` as a bag carries them, with all that it uses."""
+    store = types_to_write(msgtype)
+    if msgtype in _kilted().fielddefs:
+        return store.generate_msgdef(msgtype, ros_version=2)[0], store.hash_rihs01(msgtype)
+    # rosbags does not write definitions with types of actions in them.
+    own = _WRITTEN.get(msgtype, _DEFINITIONS[msgtype][0])
+    parts = own.split(_SEPARATOR)
+    for used in sorted(store.fielddefs.keys() & set(_used(store, _name_in(store, msgtype)))):
+        if used in _kilted().fielddefs:
+            head = store.generate_msgdef(used, ros_version=2)[0].split(_SEPARATOR)[0]
+            parts.append(f"MSG: {used.replace('/msg/', '/')}\n{head}")
+    return _SEPARATOR.join(parts), store.hash_rihs01(_name_in(store, msgtype))
+
+
+def _used(store: Typestore, name: str) -> Iterator[str]:
+    """The types of a type's fields, and of theirs."""
+    for _, (node, described) in store.fielddefs[name][1]:
+        inner = described
+        while node in (Nodetype.ARRAY, Nodetype.SEQUENCE):
+            node, inner = inner[0]
+        if node == Nodetype.NAME:
+            yield inner
+            yield from _used(store, inner)
 
 
 @lru_cache(maxsize=1)

@@ -2,32 +2,41 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
+from argparse import Action
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
-import draccus
+from draccus.argparsing import ArgumentParser
+from draccus.help_formatter import SimpleHelpFormatter
 from draccus.utils import DraccusException
 
 from dit_policy_ros.policy.configuration import ConfigurationError
 
 
-def parse[T](config_class: type[T], args: Sequence[str] | None = None, prog: str | None = None) -> T:
+def parse[T](
+    config_class: type[T], args: Sequence[str] | None = None, prog: str | None = None, examples: str | None = None
+) -> T:
     """The configuration that `args` (default: the command line) describe; `--config` is short for `--config_path`.
 
-    Exits with status 2 and one message on an unknown key, a wrong type or a file that is not there.
+    Exits with status 2 and one message on an unknown key, a wrong type or a file that is not there. `examples` end the
+    help.
     """
-    given = [_as_text(_long_form(arg), config_class) for arg in (sys.argv[1:] if args is None else args)]
+    given = list(_texts_quoted([_long_form(arg) for arg in (sys.argv[1:] if args is None else args)], config_class))
+    usage = _usage(config_class, prog)
     try:
-        return draccus.parse(config_class, args=given, prog=prog)
+        parser = ArgumentParser(config_class, formatter_class=_HelpFormatter, prog=prog, usage=usage, epilog=examples)
+        config: T = parser.parse_args(given)
+        return config
     except (DraccusException, OSError) as error:
         print(f"error: {_reasons(error)}\n(--help lists every option)", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def run[T](program: Callable[[T], int], config_class: type[T], prog: str) -> int:
+def run[T](program: Callable[[T], int], config_class: type[T], prog: str, examples: str | None = None) -> int:
     """Exit status of a program: an error that its message explains is printed, and gives 1."""
-    config = parse(config_class, prog=prog)
+    config = parse(config_class, prog=prog, examples=examples)
     try:
         return program(config)
     except (ValueError, OSError) as error:
@@ -36,6 +45,29 @@ def run[T](program: Callable[[T], int], config_class: type[T], prog: str) -> int
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         return int(getattr(stop, "exit_status", 130))
+
+
+class _HelpFormatter(SimpleHelpFormatter):
+    """Draccus's help without what tells nothing: empty defaults, and an option a group that takes a file for it."""
+
+    def _format_action(self, action: Action) -> str:
+        if (action.help or "").startswith("Config file for"):
+            return ""
+        return str(super()._format_action(action))
+
+    def _get_help_string(self, action: Action) -> str | None:
+        if action.default is None or action.default in ("", {}, []):
+            return action.help
+        text: str | None = super()._get_help_string(action)
+        return text
+
+
+def _usage(config_class: type, prog: str | None) -> str | None:
+    """What must be given, in place of every option's name."""
+    if prog is None or not is_dataclass(config_class):
+        return None
+    needed = [one.name for one in fields(config_class) if one.default is one.default_factory is MISSING]
+    return " ".join([f"python -m {prog}", *(f"--{name}={name.upper()}" for name in needed), "[--OPTION=VALUE ...]"])
 
 
 def _reasons(error: BaseException | None) -> str:
@@ -53,10 +85,23 @@ def _long_form(arg: str) -> str:
     return f"--config_path{equals}{value}" if name == "--config" else arg
 
 
-def _as_text(arg: str, config_class: type) -> str:
-    """The argument, its value quoted if the option is a text: YAML reads `off` as false, and stops at `*.mcap`."""
-    name, equals, value = arg.partition("=")
+def _texts_quoted(args: Sequence[str], config_class: type) -> Iterator[str]:
+    """The arguments, texts and paths in quotes: YAML reads `off` as false, 2026-11-22 as a date, stops at `*.mcap`."""
+    quote_next = False
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        text = name.startswith("--") and _kind(name.removeprefix("--"), config_class) in (str, Path)
+        if quote_next:
+            yield json.dumps(arg, ensure_ascii=False)
+        elif text and equals:
+            yield f"{name}={json.dumps(value, ensure_ascii=False)}"
+        else:
+            yield arg
+        quote_next = text and not equals and not quote_next
+
+
+def _kind(option: str, config_class: type) -> Any:
     kind: Any = config_class
-    for part in name.removeprefix("--").split("."):
+    for part in option.split("."):
         kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
-    return f"{name}={json.dumps(value, ensure_ascii=False)}" if equals and kind is str else arg
+    return kind

@@ -11,6 +11,20 @@ from dit_policy_training.conversion.manifest import Refusal
 from dit_policy_training.conversion.options import ConvertConfig
 from dit_policy_training.conversion.running import run
 
+EXAMPLES = """examples:
+  All bags of a folder; run it again after recording more, and only those are converted:
+    python -m dit_policy_training.convert --bags=bags/ --embodiment=my_robot.yaml --output=datasets/my_task
+  Bags that have no instruction topic, and a robot that waits at the ends of its episodes:
+    ... --episodes.task="push the red block" --episodes.trim_idle=true
+  An episode wherever the instruction changes, and every picture checked:
+    ... --episodes.by=instruction --verify=full
+  On four machines that share the folders, then joined:
+    ... --shard=1/4        (2/4, 3/4, 4/4 on the others)
+    python -m dit_policy_training.merge --output=datasets/my_task
+  Long settings in a file:
+    ... --config=my_conversion.yaml
+"""
+
 __all__ = ["ConvertConfig", "convert", "main"]
 
 
@@ -21,7 +35,8 @@ def convert(config: ConvertConfig, console: Console | None = None) -> list[Refus
 
 def main() -> int:
     """The command line; returns the exit status."""
-    return cli.run(lambda config: 1 if convert(config) else 0, ConvertConfig, "dit_policy_training.convert")
+    name = "dit_policy_training.convert"
+    return cli.run(lambda config: 1 if convert(config) else 0, ConvertConfig, name, EXAMPLES)
 
 
 if __name__ == "__main__":

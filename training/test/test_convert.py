@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -226,7 +227,7 @@ def test_command_line_fails_if_a_bag_does_and_leaves_nothing_if_all_do(tmp_path:
     write_bag(tmp_path / "bags" / "good", messages(1.0))
     status, shown = run(options)
     assert status == 1
-    assert "1, of 1 of 2 bags" in shown
+    assert "1 from 1 of 2 bags" in shown
     assert (tmp_path / "out" / "meta" / "info.json").exists()
 
 
@@ -267,16 +268,33 @@ def test_wrong_options_are_refused_before_the_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_texts_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_texts_are_taken_as_they_are() -> None:
+    """What YAML would make a truth value, a date, an alias, a mapping or a comment of."""
+    task = "stack: 2 on 1 # now"
     given = [
-        "--bags=*.mcap",
+        "--bags",
+        "*.mcap",
         "--embodiment=e.yaml",
-        "--output=out",
+        "--output=2026-11-22",
         "--verify=off",
-        "--episodes.task=stack: 2 on 1 # now",
+        f"--episodes.task={task}",
     ]
-    config = cli.parse(ConvertConfig, given)
-    assert (config.bags, config.verify, config.episodes.task) == ("*.mcap", "off", "stack: 2 on 1 # now")
+    config = cli.parse(ConvertConfig, [*given, "--workers", "3", "--overwrite=true"])
+    assert (config.bags, config.verify, config.episodes.task) == ("*.mcap", "off", task)
+    assert (config.output, config.workers, config.overwrite) == (Path("2026-11-22"), 3, True)
+
+
+def test_help_says_what_must_be_given_and_every_option_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse(ConvertConfig, ["--help"], "dit_policy_training.convert", "examples: none")
+    shown = capsys.readouterr().out
+    assert "convert --bags=BAGS --embodiment=EMBODIMENT --output=OUTPUT [--OPTION=VALUE ...]" in shown
+    assert "examples: none" in shown
+    assert "default: None" not in shown
+    assert "(default: sample)" in shown
+    options = re.findall(r"^  --([\w.]+) ", shown, re.MULTILINE)
+    assert len(options) == len(set(options))
+    assert {"episodes.task", "video.gop", "fps"} <= set(options)
 
 
 def test_an_existing_output_is_kept_unless_told(tmp_path: Path, bags: Path, embodiment_file: Path) -> None:

@@ -292,7 +292,7 @@ def test_parts_by_several_runs_merge_to_the_same(
         shown(MergeConfig(tmp_path / "out"))
     shown(replace(elsewhere, shard="2/3"))
     output, _ = shown(folders)
-    assert "3, of 3 of 3 bags" in output
+    assert "3 from 3 bags" in output
     assert digest(tmp_path / "out") == digest(undisturbed)
     assert "nothing has changed" in shown(folders)[0]
 

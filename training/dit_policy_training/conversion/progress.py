@@ -18,6 +18,7 @@ from dit_policy_training.conversion.assembling import Contents
 from dit_policy_training.conversion.manifest import Refusal, ShardRecord
 
 _NAMED = 3  # bags in work that are named
+_ROOMY = 110  # columns, so that there is room for names
 
 
 class ProgressBar:
@@ -32,8 +33,7 @@ class ProgressBar:
         self._finished_frames = 0
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             TextColumn("{task.fields[counts]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[names]}", style="dim"),
@@ -87,6 +87,8 @@ class ProgressBar:
         return f"{self._done}/{self._bags} bags  {frames} frames{speed}"
 
     def _names(self) -> str:
+        if self._bar.console.width < _ROOMY:
+            return ""
         names = [self._work[number].given.name for number in self._in_work]
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         return escape(", ".join(names[:_NAMED]) + more)
@@ -122,8 +124,8 @@ class Summary:
         seconds = time.perf_counter() - self._started
         frames = sum(shard.frames for shard in contents.shards)
         episodes = sum(shard.episodes for shard in contents.shards)
-        bags = f"{len(contents.shards)} of {counted(len(contents.outcomes), 'bag')}"
-        table.add_row("episodes", f"{episodes}, of {bags}")
+        converted = f"{len(contents.shards)} of " if contents.refusals else ""
+        table.add_row("episodes", f"{episodes} from {converted}{counted(len(contents.outcomes), 'bag')}")
         table.add_row("frames", f"{frames}, {_megabytes(self._output)}")
         table.add_row("this run", f"{counted(self.converted, 'bag')} read in {seconds:.1f} s")
         if self.removed:

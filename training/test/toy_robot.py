@@ -223,9 +223,21 @@ def write_bag(
     types = TYPES | {message.topic: message.msgtype for message in recorded if message.msgtype}
     with Writer(folder, version=9, storage_plugin=storage) as writer:
         connections = {
-            topic: writer.add_connection("/" + topic, kind, typestore=store) for topic, kind in types.items()
+            topic: writer.add_connection("/" + topic, kind, **_defined(kind, store)) for topic, kind in types.items()
         }
         for message in recorded:
             data = store.serialize_cdr(message.msg, types[message.topic])
             writer.write(connections[message.topic], message.receive_ns, data)
     return folder
+
+
+def _defined(kind: str, store: Any) -> dict[str, Any]:
+    """How a type is defined in a bag. rosbags cannot write the text of actions' and services' types by itself."""
+    if "/msg/" in kind:
+        return {"typestore": store}
+    needed = ["unique_identifier_msgs/msg/UUID", "trajectory_msgs/msg/JointTrajectoryPoint", "std_msgs/msg/Header"]
+    needed += ["service_msgs/msg/ServiceEventInfo"]
+    texts = {name: STORE.generate_msgdef(name, ros_version=2)[0] for name in needed}
+    texts |= {name: text for name, text in DEFINITIONS.items() if name.rsplit("_", 1)[0] == kind.rsplit("_", 1)[0]}
+    parts = [texts.pop(kind), *(f"MSG: {name}\n{text}" for name, text in texts.items())]
+    return {"msgdef": f"\n{'=' * 80}\n".join(parts), "rihs01": "not known"}

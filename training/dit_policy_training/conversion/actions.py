@@ -68,7 +68,8 @@ class Actions:
     def at(self, t_ns: int, state: np.ndarray) -> np.ndarray:
         """The action (A,) float32 of instant t_ns; `state` is the row's own, to which it may be relative.
 
-        Raises CommandError for a command that is not finite, and what decoding raises.
+        Raises CommandError for a command that is not finite, ObservationError for one that cannot be followed just now,
+        and what decoding raises.
         """
         action = np.concatenate([part.at(t_ns) for part in self._parts]).astype(np.float64)
         if self._measured is not None:
@@ -116,8 +117,7 @@ class Actions:
 
     def _follow(self, name: str, topic: str, joints: list[str]) -> None:
         by_receive = stamp_choice(self._config.time, topic) == "receive"
-        state_topic = self._embodiment.state.topic
-        followed = FollowedTrajectory(topic, joints, state_topic, self._config.controller, by_receive)
+        followed = FollowedTrajectory(topic, joints, self._embodiment.state, self._config.controller, by_receive)
         clock = self._feeds.clock(name, topic, "action", "trajectory", None, "receive")
         self._clocks[name] = clock
         self._parts.append(followed)

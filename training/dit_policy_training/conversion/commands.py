@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from dit_policy_ros.runtime.commands import Execution, Rejection, read_command
+from dit_policy_ros.embodiment import State
+from dit_policy_ros.runtime.commands import Command, Execution, Rejection, read_command
 from dit_policy_ros.runtime.messages import decode_joints, decode_velocities
+from dit_policy_ros.runtime.streams import ObservationError
 from dit_policy_ros.runtime.trajectory import Point
+from dit_policy_training.conversion.message import BagMessage
 from dit_policy_training.conversion.options import ControllerOptions
 
 
@@ -21,24 +24,43 @@ class CommandError(ValueError):
 class FollowedTrajectory:
     """The commanded position of a controller's joints over time, from messages added in receive order.
 
-    `by_receive`: a command begins when it was received, whatever its header's stamp says.
+    `by_receive`: a command begins when it was received, whatever its header's stamp says. It sets out from the
+    joints measured, no longer ago than `state.max_age`.
     """
 
     def __init__(
-        self, topic: str, joints: Sequence[str], state_topic: str, options: ControllerOptions, by_receive: bool = False
+        self,
+        topic: str,
+        joints: Sequence[str],
+        state: State,
+        options: ControllerOptions,
+        by_receive: bool = False,
     ):
         rules = asdict(options)
         self._from_desired = rules.pop("interpolate_from_desired_state")
         self._rules = rules
-        self._topic, self._joints, self._state_topic = topic, tuple(joints), state_topic
+        self._topic, self._joints, self._state = topic, tuple(joints), state
         self._by_receive = by_receive
-        self._executions: list[Execution] = []  # rising in time, each until the next one begins
+        # When each was received, rising, and how it is followed; None: where the arm set out from is not known.
+        self._executions: list[tuple[int, Execution | None]] = []
 
-    def add(self, receive_ns: int, message: Any, joint_state: Any) -> None:
-        """Take a JointTrajectory, and the JointState of that moment, from which the arm set out to follow it.
+    def add(self, receive_ns: int, message: Any, joint_state: BagMessage) -> None:
+        """Take a JointTrajectory, and the latest JointState received, from which the arm set out to follow it.
 
         Raises CommandError for a command that the controller does not take.
         """
+        last = self._executions[-1][1] if self._executions else None
+        desired = None if last is None else last.sample(receive_ns)
+        measured = self._measured(receive_ns, joint_state)
+        before = desired if self._from_desired and desired is not None else measured
+        command = self._read(message, receive_ns)
+        if before is None:
+            self._executions.append((receive_ns, None))
+        else:
+            hold = before if desired is None else desired
+            self._executions.append((receive_ns, command.follow(before, hold.position, receive_ns)))
+
+    def _read(self, message: Any, receive_ns: int) -> Command:
         if self._by_receive:
             message = _unstamped(message)
         command = read_command(message, self._joints, receive_ns, **self._rules)
@@ -47,16 +69,26 @@ class FollowedTrajectory:
                 f"{self._topic}: a controller refuses the command at {_seconds(receive_ns)}: {command.reason}"
                 + (f". {_OTHER_CLOCK.format(topic=self._topic)}" if command.rule == "ends_in_past" else "")
             )
-        position = decode_joints(joint_state, self._joints, self._state_topic).astype(np.float64)
-        velocity = decode_velocities(joint_state, self._joints, self._state_topic)
-        measured = Point(receive_ns, position, velocity)
-        desired = self._executions[-1].sample(receive_ns) if self._executions else measured
-        before = desired if self._from_desired else measured
-        self._executions.append(command.follow(before, desired.position, receive_ns))
+        return command
+
+    def _measured(self, receive_ns: int, joint_state: BagMessage) -> Point | None:
+        """Where the arm was; None if its joints have been silent for too long to tell."""
+        if receive_ns - joint_state.receive_ns > self._state.max_age * 1e9:
+            return None
+        position = decode_joints(joint_state, self._joints, self._state.topic).astype(np.float64)
+        return Point(receive_ns, position, decode_velocities(joint_state, self._joints, self._state.topic))
 
     def at(self, t_ns: int) -> np.ndarray:
-        """Commanded positions (J,) float64 at t_ns. Raises CommandError for one that is not finite."""
-        execution = self._executions[max(0, self._in_force(t_ns))]
+        """Commanded positions (J,) float64 at t_ns.
+
+        Raises CommandError for one that is not finite, ObservationError while where the arm set out from is not known.
+        """
+        began_ns, execution = self._executions[max(0, self._in_force(t_ns))]
+        if execution is None:
+            said = (
+                f"the command received on {self._topic} at {_seconds(began_ns)} sets out from joints not measured then"
+            )
+            raise ObservationError("INPUT_STALE", said)
         position = execution.sample(t_ns).position
         for joint, value in zip(self._joints, position, strict=True):
             if not np.isfinite(value):
@@ -74,7 +106,7 @@ class FollowedTrajectory:
         self._executions.clear()
 
     def _in_force(self, t_ns: int) -> int:
-        return bisect_right(self._executions, t_ns, key=lambda execution: execution.before.time_ns) - 1
+        return bisect_right(self._executions, t_ns, key=lambda each: each[0]) - 1
 
 
 _OTHER_CLOCK = (

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.runtime.streams import ObservationError
 from dit_policy_training.conversion.account import BagAccount, Spread
 from dit_policy_training.conversion.actions import Actions
 from dit_policy_training.conversion.episodes import Plan, Span, plan_episodes
@@ -156,7 +157,10 @@ class Sampler:
         frame = self._observations.frame(t_ns)
         if isinstance(frame, Silence):
             return frame
-        action = self._actions.at(action_ns, frame["observation.state"])
+        try:
+            action = self._actions.at(action_ns, frame["observation.state"])
+        except ObservationError as error:
+            return Silence(t_ns, t_ns + 1, self._actions.streams[0], "stale", str(error))
         ages = self._observations.ages(t_ns) | self._actions.ages(action_ns)
         return Row(t_ns, span.task or self._tasks.at(t_ns), frame, action, ages)
 

@@ -220,7 +220,7 @@ class StreamClock:
         if self._is_silence(before, after, lonely_ns, now_ns, ticks):
             kind = "stale" if self._astray is None else "clock"
             until_ns = self._certain(after, now_ns)
-            return Silence(before, until_ns, self.account.name, kind, self._astray or self._stale(before, until_ns))
+            return Silence(before, until_ns, self.account.name, kind, self._astray or self._stale())
         return after is not None
 
     def _is_silence(self, before: int, after: int | None, lonely_ns: int, now_ns: int, ticks: Ticks) -> bool:
@@ -270,9 +270,8 @@ class StreamClock:
     def _certain(self, after: int | None, now_ns: int) -> int:
         return after if after is not None else now_ns - self._allowance_ns
 
-    def _stale(self, before: int, until: int) -> str:
-        silence = (until - before) / 1e9
-        return f"no message on {self.account.topic} for {silence:.3f} s or longer, allowed are {self.account.max_age} s"
+    def _stale(self) -> str:
+        return f"no message on {self.account.topic} for longer than {self.account.max_age} s"
 
 
 def judge_all(verdicts: Iterable[Silence | bool]) -> Silence | bool:

@@ -41,6 +41,7 @@ def to_bag(config: ToBagConfig) -> list[str]:
     """Write the bag; returns what it could not carry, in sentences. Raises ReplayError, EmbodimentError, OSError."""
     _check(config)
     embodiment = Embodiment.load(config.dataset / "embodiment.yaml")
+    relative = _is_relative(config.dataset)
     dataset = Reloaded.open(config.dataset)
     if not 0 <= config.episode < len(dataset.episodes):
         raise ReplayError(f"--episode={config.episode}: the dataset has episodes 0 to {len(dataset.episodes) - 1}")
@@ -48,7 +49,7 @@ def to_bag(config: ToBagConfig) -> list[str]:
         raise ReplayError(
             f"{config.dataset}: of {dataset.fps} frames a second, its embodiment.yaml says {embodiment.fps}"
         )
-    numbers = _numbers(dataset, config)
+    numbers = _numbers(dataset, config.episode, relative)
     replay = Replay(embodiment, numbers, Ticks(config.start * 10**9, embodiment.fps), config.jpeg_quality)
     notes = [*replay.notes]
     described = {image_key(camera.name) for camera in embodiment.cameras}
@@ -56,7 +57,7 @@ def to_bag(config: ToBagConfig) -> list[str]:
         raise ReplayError(f"{config.dataset} has no {', '.join(missing)}, which its embodiment describes")
     if others := sorted(set(dataset.cameras) - described):
         notes.append(f"left out, as the embodiment does not describe them: {', '.join(others)}")
-    _write(config.output, replay, _messages(replay, Reel(dataset, config.episode)))
+    write_bag(config.output, replay, _messages(replay, Reel(dataset, config.episode)))
     return notes
 
 
@@ -73,15 +74,15 @@ def _check(config: ToBagConfig) -> None:
         raise FileExistsError(f"{config.output} is no bag, and is not replaced; give another --output")
 
 
-def _numbers(dataset: Reloaded, config: ToBagConfig) -> Numbers:
-    rows = dataset.rows(config.episode)
+def _numbers(dataset: Reloaded, episode: int, relative: bool) -> Numbers:
+    rows = dataset.rows(episode)
     return Numbers(
         state_names=dataset.names("observation.state"),
         states=dataset.vector("observation.state")[rows],
         action_names=dataset.names("action"),
         actions=dataset.vector("action")[rows],
         tasks=[dataset.tasks[int(task)] for task in dataset.table["task_index"].iloc[rows]],
-        relative=_is_relative(config.dataset),
+        relative=relative,
     )
 
 
@@ -102,8 +103,8 @@ def _messages(replay: Replay, reel: Reel) -> Iterator[Outgoing]:
     yield from replay.after()
 
 
-def _write(output: Path, replay: Replay, messages: Iterator[Outgoing]) -> None:
-    """Under its name only when complete."""
+def write_bag(output: Path, replay: Replay, messages: Iterator[Outgoing]) -> None:
+    """Write the messages to an mcap bag, which gets its name only when complete."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as working:
         unfinished = Path(working) / output.name

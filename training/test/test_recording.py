@@ -78,6 +78,16 @@ def test_only_the_topics_asked_for_come_by_the_name_asked_for(tmp_path: Path, re
     assert len(found) == 76
 
 
+def test_a_pass_over_a_rare_topic_reads_only_the_chunks_that_have_it(tmp_path: Path, recorded: list[Recorded]) -> None:
+    bag = write_bag(tmp_path / "bag", recorded)
+    starts = [start for kind, start, _ in bag_kit.records(storage_file(bag).read_bytes()) if kind == bag_kit.CHUNK]
+    bag_kit.changed(bag, lambda data: bag_kit.flipped(data, 8 * (starts[3] + 100)))
+    assert read(bag, ("instruction",)) == key([m for m in recorded if m.topic == "instruction"])
+    assert read(bag, ("absent",)) == []
+    with pytest.raises(BagError, match="its checksum is wrong"):
+        read(bag, ("joint_states",))
+
+
 def test_messages_are_decoded_once_and_only_when_asked(tmp_path: Path, recorded: list[Recorded]) -> None:
     bag = write_bag(tmp_path / "bag", recorded)
     with Recording(bag) as recording:

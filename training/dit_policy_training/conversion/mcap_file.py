@@ -28,6 +28,7 @@ _HEADER, _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _MESSAGE_INDEX = range(1,
 _ATTACHMENT, _STATISTICS, _METADATA, _DATA_END, _PRIVATE = 0x09, 0x0B, 0x0C, 0x0F, 0x80
 _RECORD = struct.Struct("<BQ")
 _MESSAGE_HEAD = struct.Struct("<HIQQ")
+_INDEX_HEAD = struct.Struct("<HI")
 _CHUNK_HEAD = struct.Struct("<QQQII")  # start, end, size, crc, length of the compression's name
 _FOOTER_SIZE = _RECORD.size + 20
 _BLOCK_BYTES = 1 << 20  # of messages outside of chunks that are read at once
@@ -56,7 +57,7 @@ class _Block:
     end_ns: int
     chunk: bool
     checked: bool  # whether it has a checksum
-    index: list[tuple[int, int]] = field(default_factory=list)  # offset and length of each record of where messages are
+    index: dict[int, tuple[int, int]] = field(default_factory=dict)  # by channel: where the list of its messages is
 
 
 class _Message(NamedTuple):
@@ -161,14 +162,17 @@ class McapFile:
         counts: Counter[int] = Counter()
         order = _Order()
         pending: list[tuple[int, int, Raw]] = []
-        blocks = sorted(self._blocks, key=lambda block: block.start_ns)
+        blocks = sorted(self._needed(wanted), key=lambda block: block.start_ns)
+        expected = Counter(self.counts)
+        if len(blocks) < len(self._blocks):
+            expected = Counter({channel: expected[channel] for channel in wanted if channel in expected})
         try:
-            for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+            for block, following in zip(blocks, [*blocks, None][1:], strict=True):
                 if block.start_ns >= self._until_ns:
                     break
                 data, found = self._load(block)
                 order.add(block, found)
-                counts.update(message.channel for message in found)
+                counts.update(message.channel for message in found if message.channel in expected)
                 viewed = len(data) // _VIEWED_SHARE
                 for message in found:
                     if message.channel in wanted and message.receive_ns < self._until_ns:
@@ -179,11 +183,19 @@ class McapFile:
                 yield from pending[:ready]
                 del pending[:ready]
             self._check_order(order)
-            if self._counted and counts != Counter(self.counts):
-                expected = sum(self.counts.values())
-                raise _Damage(f"{counts.total()} messages were found, the file's index counts {expected}")
+            if self._counted and counts != expected:
+                raise _Damage(f"{counts.total()} messages were found, the file's index counts {expected.total()}")
         except _Damage as damage:
             raise self._error(str(damage)) from None
+
+    def _needed(self, wanted: Collection[int]) -> list[_Block]:
+        """Without the chunks that list no wanted message behind them: a pass over rare topics need not read images.
+
+        A list that is damaged makes messages missing, and the counts tell.
+        """
+        if not self._counted:
+            return self._blocks
+        return [block for block in self._blocks if not block.index or any(each in wanted for each in block.index)]
 
     def _error(self, reason: str) -> BagError:
         return BagError(f"{self.path.name}: {reason}; --recover uses what can be read of it")
@@ -315,10 +327,11 @@ class McapFile:
             if position != len(_MAGIC):
                 raise _Damage(f"the record at byte {position} is damaged")
         elif opcode == _MESSAGE_INDEX:
-            if length < 6 or int.from_bytes(self._read(content + 2, 4), "little") != length - 6:
+            channel, listed = _INDEX_HEAD.unpack(self._read(content, _INDEX_HEAD.size)) if length >= 6 else (0, 0)
+            if listed != length - _INDEX_HEAD.size:
                 raise _Damage(f"the record at byte {position} is damaged")
             if self._blocks:
-                self._blocks[-1].index.append((content, length))
+                self._blocks[-1].index[channel] = content, length
         elif opcode not in (_ATTACHMENT, _DATA_END) and (opcode < _PRIVATE or recover):
             raise _Damage(f"the record at byte {position} is of no known kind ({opcode:#x}): it is damaged")
         return opcode == _DATA_END
@@ -417,13 +430,9 @@ class McapFile:
     def _check_index(self, block: _Block, found: list[_Message], where: str) -> None:
         """Where there is no checksum: topic, time and place of messages against the list of them behind the chunk."""
         listed: list[tuple[int, int, int]] = []
-        for content, length in block.index:
-            entries = self._read(content, length)
-            channel = int.from_bytes(entries[:2], "little")
-            listed += [
-                (receive_ns, channel, record)
-                for receive_ns, record in struct.iter_unpack("<QQ", _whole(entries[6:], 16, where))
-            ]
+        for channel, (content, length) in block.index.items():
+            entries = _whole(self._read(content, length)[_INDEX_HEAD.size :], 16, where)
+            listed += [(receive_ns, channel, record) for receive_ns, record in struct.iter_unpack("<QQ", entries)]
         if listed and sorted(listed) != sorted(message[:3] for message in found):
             raise _Damage(f"{where} is damaged: its messages are not those that are listed behind it")
 

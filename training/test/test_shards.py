@@ -230,7 +230,7 @@ def test_a_slow_encoder_loses_no_frame_and_holds_few(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(ColourVideo, "add", lambda *args: (time.sleep(0.02), encode(*args)))
     monkeypatch.setattr(pictures.CameraPictures, "add", watched)
-    folder = write_shard(tmp_path / "shard", [rows(0, 40)])
+    folder = write_shard(tmp_path / "shard", [rows(0, 40)], threads=2)
     assert max(most) == pictures.WAITING
     for key in (SIDE, HAND):
         assert frames_in(folder / f"videos/{key}/chunk-000/file-000.mp4") == 40

@@ -91,8 +91,9 @@ def open_stream(container: Any, encoder: Encoder, fps: int, height: int, width: 
 def _options(codec: str, crf: int, preset: str | None, threads: int) -> dict[str, str]:
     named = {"preset": preset} if preset else {}
     if codec == "libsvtav1":
-        # Its pictures are the same with any `lp`; those of x264 and x265 are not, so they get one thread.
-        return {"crf": str(crf), **named, "svtav1-params": f"fast-decode=0:lp={threads}"}
+        # enable-tf=0: no picture is mixed with its neighbours, as SVT-AV1 does with key pictures to make them smaller.
+        # Pictures are the same with any `lp`; those of x264 and x265 are not, so they get one thread.
+        return {"crf": str(crf), **named, "svtav1-params": f"fast-decode=0:enable-tf=0:lp={threads}"}
     if codec == "h264":
         return {"crf": str(crf), **named, "threads": "1"}
     if codec == "hevc":

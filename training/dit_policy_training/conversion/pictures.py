@@ -1,12 +1,12 @@
-"""The pictures of one camera of one episode on their way to the disk: encoded by a thread of their own, none lost.
+"""The pictures of one camera of one episode on their way to the disk: by a thread of their own or at once, none lost.
 
 `add` waits while the encoder is WAITING pictures behind, so that memory stays bounded. LeRobot's own streaming encoder
 throws a picture away when its queue is full for 100 ms (its pull request 4462).
 """
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -38,16 +38,29 @@ class Sink(Protocol):
         """Let go; what was written is worth nothing."""
 
 
+class _AtOnce(Executor):
+    """Runs what is submitted in the caller's thread: where there is one core, another thread only costs."""
+
+    def submit[**P, T](self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Done when it returns."""
+        future: Future[T] = Future()
+        try:
+            future.set_result(call(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 class CameraPictures:
-    """Encodes pictures into a sink and counts their values, in a thread of its own.
+    """Encodes pictures into a sink and counts their values, in a thread of its own if there is more than one core.
 
     `codes` is for depth, (H, W) float32 metres; other pictures are (H, W, 3) uint8 RGB.
     """
 
-    def __init__(self, key: str, sink: Sink, codes: DepthCodes | None):
+    def __init__(self, key: str, sink: Sink, codes: DepthCodes | None, threads: int):
         self._key, self._codes = key, codes
         self._counts = ValueCounts(codes.values(), 1) if codes else ValueCounts(np.arange(256) / 255, 3)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=key)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=key) if threads > 1 else _AtOnce()
         self._waiting: deque[Future[None]] = deque()
         self._sink = sink
 

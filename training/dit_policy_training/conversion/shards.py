@@ -41,11 +41,11 @@ class ShardWriter:
     """Writes episodes into `folder`, which must not exist yet; an error on the way removes it.
 
     Call `add` for each row, `end` after an episode's last, `close` after the last episode; or use it as a context
-    manager. `threads`: for each encoder. `notes`: sentences on how videos were encoded.
+    manager. `threads`: the cores to use. `notes`: sentences on how videos were encoded.
     """
 
     def __init__(self, folder: Path, layout: Layout, video: VideoOptions, threads: int = 1):
-        self._folder, self._layout, self._video = folder, layout, video
+        self._folder, self._layout, self._threads = folder, layout, threads
         self._features = lerobot.features_of(layout, video.use_videos)
         self._shapes = _shapes(layout)
         self._encoders = encoders_of(layout, video, threads) if video.use_videos else {}
@@ -86,7 +86,7 @@ class ShardWriter:
         """
         if self._episode is None:
             self._episode = _Episode(
-                self._folder / WORKING / f"{len(self._finished):06d}", self._layout, self._encoders
+                self._folder / WORKING / f"{len(self._finished):06d}", self._layout, self._encoders, self._threads
             )
         self._check(row)
         self._witness.add(row)
@@ -240,7 +240,7 @@ class _Finished:
 class _Episode:
     """The episode that rows come in for."""
 
-    def __init__(self, folder: Path, layout: Layout, encoders: Mapping[str, Encoder]):
+    def __init__(self, folder: Path, layout: Layout, encoders: Mapping[str, Encoder], threads: int):
         folder.mkdir(parents=True)
         self.folder = folder
         self.tasks: list[str] = []
@@ -249,12 +249,12 @@ class _Episode:
         self._vectors: dict[str, list[np.ndarray]] = {lerobot.STATE: [], lerobot.ACTION: []}
         try:
             for key in (*layout.cameras, *layout.depth):
-                self._open(key, layout, encoders.get(key))
+                self._open(key, layout, encoders.get(key), threads)
         except BaseException:
             self.abandon()
             raise
 
-    def _open(self, key: str, layout: Layout, encoder: Encoder | None) -> None:
+    def _open(self, key: str, layout: Layout, encoder: Encoder | None, threads: int) -> None:
         camera = layout.depth.get(key)
         codes = DepthCodes(camera.depth_min, camera.depth_max) if camera else None
         sink: Sink
@@ -265,7 +265,7 @@ class _Episode:
             sink = DepthVideo(video)
         else:
             sink = ColourVideo(VideoFile(self.folder / f"{key}.mp4", encoder, layout.fps, *layout.cameras[key]))
-        self.cameras[key] = CameraPictures(key, sink, codes)
+        self.cameras[key] = CameraPictures(key, sink, codes, threads)
 
     def add(self, row: "Row") -> None:
         for key, camera in self.cameras.items():

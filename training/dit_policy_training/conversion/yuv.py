@@ -21,4 +21,4 @@ def to_yuv420p(picture: np.ndarray) -> av.VideoFrame:
     blue, red = planes[height:].reshape(2, height // 2, width // 2)
     cv2.LUT(cv2.extractChannel(colours, 2), _TO_VIDEO_RANGE, dst=blue)
     cv2.LUT(cv2.extractChannel(colours, 1), _TO_VIDEO_RANGE, dst=red)
-    return av.VideoFrame.from_ndarray(planes, format="yuv420p")
+    return av.VideoFrame.from_numpy_buffer(planes, format="yuv420p")

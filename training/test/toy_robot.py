@@ -62,6 +62,11 @@ DEFINITIONS = {
     "std_srvs/srv/SetBool_Event": (
         f"{_EVENT}\nstd_srvs/srv/SetBool_Request[<=1] request\nstd_srvs/srv/SetBool_Response[<=1] response"
     ),
+    "std_srvs/srv/Trigger_Request": "uint8 structure_needs_at_least_one_member",
+    "std_srvs/srv/Trigger_Response": "bool success\nstring message",
+    "std_srvs/srv/Trigger_Event": (
+        f"{_EVENT}\nstd_srvs/srv/Trigger_Request[<=1] request\nstd_srvs/srv/Trigger_Response[<=1] response"
+    ),
     "dit_policy_msgs/srv/SetInstruction_Request": "string instruction",
     "dit_policy_msgs/srv/SetInstruction_Response": "bool success\nstring message",
     "dit_policy_msgs/srv/SetInstruction_Event": (
@@ -87,6 +92,16 @@ def store_with(definitions: Mapping[str, str]) -> Any:
 
 
 MORE = store_with(DEFINITIONS)
+
+
+def more_type(name: str, store: Any = MORE) -> Any:
+    """A message class of DEFINITIONS."""
+    return store.types[_in_rosbags(name, store)]
+
+
+def _in_rosbags(name: str, store: Any) -> str:
+    """rosbags knows pkg/srv/Type_Event as pkg/srv/msg/Type_Event."""
+    return name if name in store.types else name.replace("/srv/", "/srv/msg/")
 
 
 @dataclass(frozen=True)
@@ -226,7 +241,7 @@ def write_bag(
             topic: writer.add_connection("/" + topic, kind, **_defined(kind, store)) for topic, kind in types.items()
         }
         for message in recorded:
-            data = store.serialize_cdr(message.msg, types[message.topic])
+            data = store.serialize_cdr(message.msg, _in_rosbags(types[message.topic], store))
             writer.write(connections[message.topic], message.receive_ns, data)
     return folder
 

@@ -41,7 +41,7 @@ def test_a_look_tells_rates_gaps_clocks_pictures_joints_and_texts(tmp_path: Path
     assert look.damage is None
     joints = look.topics["/joint_states"]
     assert joints.rate == pytest.approx(50, rel=0.01)
-    assert 0.25 < np.median(joints.skews) < 0.255
+    assert 0.25 < joints.lags.quantile(0.5) < 0.255
     assert set(joints.joints.names) == {"lift", "turn", "reach", "gripper"}
     assert joints.joints.fields == ("position", "velocity")
     assert look.topics["/" + CAMERA].largest_gap == pytest.approx(0.5, abs=0.1)
@@ -253,3 +253,18 @@ def test_the_exit_status_tells_damage_and_lack(
     assert run(f"--bags={bag}") == 1
     assert run(f"--bags={tmp_path / 'nothing'}") == 1
     assert "no bag there" in capsys.readouterr().err
+
+
+def test_many_bags_alike_are_one_table_and_the_odd_one_is_named(tmp_path: Path) -> None:
+    def gap(m: Recorded) -> Iterable[Recorded]:
+        return [] if m.topic == CAMERA and 0.5 < (m.receive_ns - START_NS) / 1e9 < 1.0 else [m]
+
+    for name in "abcd":
+        write_bag(tmp_path / name, messages(1.5, f"task {name}", edit=gap if name == "c" else None))
+    write_bag(tmp_path / "e", [m for m in messages(1.5) if m.topic != "instruction"])
+    text = shown(InspectConfig(str(tmp_path)), 200)
+    assert "4 bags alike, " in text
+    assert sum("/joint_states " in line for line in text.splitlines()) == 3  # two tables and the totals
+    (note,) = [line for line in text.splitlines() if "has a gap of" in line]
+    assert note.startswith("note c: /side/image_raw has a gap of 0.5")
+    assert "'task a' (1)" in text

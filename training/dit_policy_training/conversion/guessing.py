@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 import yaml
@@ -20,6 +19,7 @@ from dit_policy_training.conversion.inspection import (
     STRING,
     TRAJECTORY,
     BagLook,
+    Extent,
     TopicLook,
     natural,
 )
@@ -34,7 +34,6 @@ _POSITION_ROOM = 0.1  # of the range seen, at either side
 _LEAST_ROOM = 0.1  # rad
 _VELOCITY_ROOM, _ACCELERATION_ROOM = 1.5, 2.0
 _LEAST_VELOCITY, _LEAST_ACCELERATION = 0.5, 2.0  # rad/s, rad/s^2: of joints that hardly moved
-_LIMITS_EVERY = 0.1  # s: positions this far apart give velocities and accelerations, not the encoders' noise
 
 
 class GuessError(ValueError):
@@ -79,7 +78,8 @@ def guess(looks: Sequence[BagLook], name: str) -> str:
         "",
         "state:",
         f"  topic: {_topic(state.info.name)}",
-        f"  joints: {_list(_state_joints(state, groups))}  # GUESS: all that are published; leave out what is no arm's",
+        "  joints:  # GUESS: all that are published; leave out what the policy need not know",
+        *(f"    - {_text(joint)}" for joint in _state_joints(state, groups)),
         f"  max_age: {_age(state)}  # GUESS: three periods, the largest gap seen is {state.largest_gap:.3f} s",
         "",
         "# GUESS: the limits are what was seen, widened. They guard the robot: write its own, from its data sheet.",
@@ -93,10 +93,6 @@ def guess(looks: Sequence[BagLook], name: str) -> str:
 
 def _text(value: str) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
-
-
-def _list(values: Sequence[str]) -> str:
-    return f"[{', '.join(_text(value) for value in values)}]"
 
 
 def _topic(name: str) -> str:
@@ -116,9 +112,9 @@ def _age(look: TopicLook) -> float:
 def _longest(looks: Sequence[BagLook], *msgtypes: str) -> dict[str, TopicLook]:
     """By topic, the look of the recording that has most of it."""
     found: dict[str, TopicLook] = {}
-    for topic in (topic for look in looks for topic in look.of_type(*msgtypes) if topic.received):
+    for topic in (topic for look in looks for topic in look.of_type(*msgtypes) if topic.read):
         known = found.get(topic.info.name)
-        if known is None or len(topic.received) > len(known.received):
+        if known is None or topic.read > known.read:
             found[topic.info.name] = topic
     return dict(sorted(found.items()))
 
@@ -194,7 +190,7 @@ def _state(looks: Sequence[BagLook]) -> TopicLook:
     if not (measured or topics):
         raise GuessError("no bag has a sensor_msgs/JointState topic, so that there is no state to describe")
     # More joints first: a broadcaster of the whole robot rather than a gripper's driver.
-    return max((measured or topics).values(), key=lambda look: (len(look.joints.names), len(look.received)))
+    return max((measured or topics).values(), key=lambda look: (len(look.joints.names), look.read))
 
 
 def _state_joints(state: TopicLook, groups: Sequence[_Group]) -> list[str]:
@@ -254,27 +250,11 @@ def _group_lines(group: _Group, limits: dict[str, str]) -> list[str]:
 
 def _limits(looks: Sequence[TopicLook]) -> dict[str, str]:
     """By joint: what was seen in all recordings, widened, as YAML."""
-    seen: dict[str, list[tuple[float, float, float, float]]] = {}
+    seen: dict[str, list[Extent]] = {}
     for look in looks:
-        times, table = look.joints.series()
-        for name, positions in zip(look.joints.names, table.T, strict=True):
-            if (extent := _extent(times, positions)) is not None:
-                seen.setdefault(name, []).append(extent)
+        for name, extent in look.joints.extents.items():
+            seen.setdefault(name, []).append(extent)
     return {name: _limit(np.array(extents)) for name, extents in seen.items()}
-
-
-def _extent(times: np.ndarray, positions: np.ndarray) -> tuple[float, float, float, float] | None:
-    """Smallest and largest position, largest speed and acceleration, of a joint in one recording."""
-    known = np.isfinite(positions)
-    if not known.any():
-        return None
-    times, positions = times[known], positions[known]
-    every = max(1, round(_LIMITS_EVERY / median(np.diff(times)))) if len(times) > 1 else 1
-    coarse_times, coarse = times[::every], positions[::every]
-    velocity = np.diff(coarse) / np.diff(coarse_times) if len(coarse) > 1 else np.zeros(1)
-    acceleration = np.diff(velocity) / np.diff(coarse_times)[1:] if len(coarse) > 2 else np.zeros(1)
-    fastest, hardest = float(np.abs(velocity).max()), float(np.abs(acceleration).max())
-    return float(positions.min()), float(positions.max()), fastest, hardest
 
 
 def _limit(extents: np.ndarray) -> str:

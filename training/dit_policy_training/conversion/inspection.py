@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dit_policy_ros.runtime.pictures import PictureError, read_header
+from dit_policy_training.conversion.account import Spread
 from dit_policy_training.conversion.message import BagError, BagMessage
 from dit_policy_training.conversion.recording import Recording, TopicInfo, content_files
 
@@ -22,6 +23,7 @@ TRAJECTORY, STRING, ARRAY = (
 FEEDBACK = "control_msgs/action/FollowJointTrajectory_FeedbackMessage"
 CONTROLLER_STATE = "control_msgs/msg/JointTrajectoryControllerState"
 
+_LIMITS_EVERY = 0.1  # s
 _JOINTS_EVERY_NS = 20_000_000  # enough for limits, and bounds the memory
 
 
@@ -45,15 +47,25 @@ class Pictures:
             self.kinds[header.width, header.height, str(message.msg.format)] += 1
 
 
+class Extent(NamedTuple):
+    """How a joint moved in a recording: smallest and largest position (rad), speed (rad/s), acceleration (rad/s^2)."""
+
+    lower: float
+    upper: float
+    speed: float
+    acceleration: float
+
+
 @dataclass
 class Joints:
-    """Joint names in the order of their first appearance; positions over time, of messages with the first's names."""
+    """Joint names in the order of their first appearance; `extents` of those that moved or stood, once all are in."""
 
     names: tuple[str, ...] = ()
     orders: int = 0  # how many different lists of names came
     fields: tuple[str, ...] = ()
-    times_ns: list[int] = field(default_factory=list)
-    positions: list[np.ndarray] = field(default_factory=list)
+    extents: dict[str, Extent] = field(default_factory=dict)
+    _times_ns: list[int] = field(default_factory=list)
+    _positions: list[np.ndarray] = field(default_factory=list)
     _seen: set[tuple[str, ...]] = field(default_factory=set)
 
     def add(self, names: tuple[str, ...], positions: Any, time_ns: int) -> None:
@@ -61,49 +73,59 @@ class Joints:
         self.names += tuple(name for name in names if name not in self.names)
         self._seen.add(names)
         self.orders = len(self._seen)
-        if len(positions) != len(names) or (self.times_ns and time_ns - self.times_ns[-1] < _JOINTS_EVERY_NS):
+        if len(positions) != len(names) or (self._times_ns and time_ns - self._times_ns[-1] < _JOINTS_EVERY_NS):
             return
         values = dict(zip(names, positions, strict=True))
-        self.times_ns.append(time_ns)
-        self.positions.append(np.array([values.get(name, np.nan) for name in self.names], np.float64))
+        self._times_ns.append(time_ns)
+        self._positions.append(np.array([values.get(name, np.nan) for name in self.names], np.float64))
 
-    def series(self) -> tuple[np.ndarray, np.ndarray]:
-        """Times (N,) s and positions (N, J) rad, NaN where a message had none."""
-        table = np.full((len(self.positions), len(self.names)), np.nan)
-        for row, values in zip(table, self.positions, strict=True):
+    def close(self) -> None:
+        """Sum up: of many recordings not every position can be kept."""
+        table = np.full((len(self._positions), len(self.names)), np.nan)
+        for row, values in zip(table, self._positions, strict=True):
             row[: len(values)] = values
-        return np.array(self.times_ns, np.float64) / 1e9, table
+        times = np.array(self._times_ns, np.float64) / 1e9
+        extents = {name: _extent(times, positions) for name, positions in zip(self.names, table.T, strict=True)}
+        self.extents = {name: extent for name, extent in extents.items() if extent is not None}
+        self._times_ns.clear()
+        self._positions.clear()
+        self._seen.clear()
 
 
 @dataclass
 class TopicLook:
-    """One topic. Times in s; `skews` are receive time less header stamp, of messages with a stamp."""
+    """One topic: `read` messages, their largest gap (s), and by how much stamps lag behind the receive times (s)."""
 
     info: TopicInfo
-    received: list[int] = field(default_factory=list)
-    skews: list[float] = field(default_factory=list)
+    read: int = 0
+    largest_gap: float = 0.0
+    lags: Spread = field(default_factory=Spread)
+    stamped: int = 0
     unstamped: int = 0  # messages with a header whose stamp is zero
     pictures: Pictures = field(default_factory=Pictures)
     joints: Joints = field(default_factory=Joints)
     texts: Counter[str] = field(default_factory=Counter)
     sizes: Counter[int] = field(default_factory=Counter)  # of arrays
+    _first_ns: int = 0
+    _last_ns: int = 0
 
     @property
     def rate(self) -> float:
         """Messages a second between the first and the last; 0 for fewer than two."""
-        span = self.received[-1] - self.received[0] if self.received else 0
-        return (len(self.received) - 1) / (span / 1e9) if span else 0.0
-
-    @property
-    def largest_gap(self) -> float:
-        """The longest time from one message to the next."""
-        return float(np.diff(self.received).max()) / 1e9 if len(self.received) > 1 else 0.0
+        span = self._last_ns - self._first_ns
+        return (self.read - 1) / (span / 1e9) if span else 0.0
 
     def add(self, message: BagMessage) -> None:
         """Take one more message. Raises BagError if it cannot be decoded."""
-        self.received.append(message.receive_ns)
+        if self.read:
+            self.largest_gap = max(self.largest_gap, (message.receive_ns - self._last_ns) / 1e9)
+        else:
+            self._first_ns = message.receive_ns
+        self._last_ns = message.receive_ns
+        self.read += 1
         if stamp_ns := message.stamp_ns:
-            self.skews.append((message.receive_ns - stamp_ns) / 1e9)
+            self.lags.add((message.receive_ns - stamp_ns) / 1e9)
+            self.stamped += 1
         elif stamp_ns == 0:
             self.unstamped += 1
         if (look := _LOOKS.get(message.msgtype)) is not None:
@@ -145,9 +167,25 @@ def look_at(bag: Path, recover: bool = False) -> BagLook:
                     look.topics[message.topic].add(message)
             finally:
                 look.notes = recording.notes
+                for topic in look.topics.values():
+                    topic.joints.close()
     except (BagError, OSError) as error:
         look.damage = str(error)
     return look
+
+
+def _extent(times: np.ndarray, positions: np.ndarray) -> Extent | None:
+    known = np.isfinite(positions)
+    if not known.any():
+        return None
+    times, positions = times[known], positions[known]
+    # Positions this far apart give velocities and accelerations; nearer ones the encoder's noise.
+    every = max(1, round(_LIMITS_EVERY / float(np.median(np.diff(times))))) if len(times) > 1 else 1
+    coarse_times, coarse = times[::every], positions[::every]
+    speeds = np.diff(coarse) / np.diff(coarse_times)
+    changes = np.diff(speeds) / np.diff(coarse_times)[1:]
+    most = (float(np.abs(values).max(initial=0.0)) for values in (speeds, changes))
+    return Extent(float(positions.min()), float(positions.max()), *most)
 
 
 def natural(name: str) -> tuple[str | int, ...]:

@@ -280,6 +280,10 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], list[str]]] = {
     ),
     "notes": (lambda f: f["bags"][0]["notes"].append("split files overlap"), ["mon: split files overlap"]),
     "not verified": (lambda f: f.update(verified={"mode": "off"}), ["--verify=sample"]),
+    "coarse pictures": (
+        lambda f: f["verified"]["psnr_db"][SIDE].update(median=29.94),
+        ["side lost much in its video: PSNR 29.9 dB at the median, 41.5", "--video.crf"],
+    ),
     "action is state": (lambda f: f["agreement"].update(state=0.95), ["In 95% of the rows", "action_from=next_state"]),
 }
 

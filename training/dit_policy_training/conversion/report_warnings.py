@@ -18,6 +18,7 @@ STILL_RANGE = 1e-3  # rad or m over the whole dataset
 AT_LIMIT_SHARE = 0.05  # of rows
 TOO_FAST_SHARE = 0.001
 LENGTH_RATIO = 3.0  # of the median
+COARSE = 33.0  # dB, the median PSNR of a camera's frames
 DARK, BRIGHT = 0.08, 0.92  # mean brightness, 0 to 1
 
 
@@ -311,6 +312,17 @@ def _cameras(figures: Figures) -> Iterator[Caution]:
                 yield Caution(kind, f"{camera} {what} {where}.", advice, found)
 
 
+def _coarse(figures: Figures) -> Iterator[Caution]:
+    for key, likeness in figures["verified"].get("psnr_db", {}).items():
+        if likeness["median"] is not None and likeness["median"] < COARSE:
+            yield Caution(
+                "coarse pictures",
+                f"{key.removeprefix('observation.images.')} lost much in its video: PSNR {likeness['median']:.1f} dB "
+                f"at the median, {likeness['min']:.1f} at the least.",
+                "Look at it: a lower --video.crf keeps more, and more light makes less noise to lose.",
+            )
+
+
 def _notes(figures: Figures) -> Iterator[Caution]:
     by_note: dict[str, list[Figures]] = {}
     for bag in figures["bags"]:
@@ -322,7 +334,7 @@ def _notes(figures: Figures) -> Iterator[Caution]:
 
 
 _RULES: Sequence[Callable[[Figures], Iterator[Caution]]] = (
-    _refused, _unchecked, _no_command, _idle, _gaps, _cameras, _limits, _still, _streams, _few, _same_words,
+    _refused, _unchecked, _no_command, _idle, _gaps, _cameras, _coarse, _limits, _still, _streams, _few, _same_words,
     _lengths, _left_out, _warm_up, _notes,
 )  # fmt: skip
 

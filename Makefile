@@ -1,7 +1,7 @@
 # Every target sets the project up first; once that is done it takes a second.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train bench-demo bench-samplers bench-joining bench-policy bench-gpu bench-node bench-delay test test-faults lint
+.PHONY: help setup demo demo-train bench-demo bench-samplers bench-joining bench-policy bench-gpu bench-node bench-delay bench-convert test test-faults lint
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -35,6 +35,9 @@ bench-node: setup ## the node's own cost, its threads' lateness, its memory and 
 
 bench-delay: setup ## success and smoothness with slow inference, by way of joining, in simulated time (ARGS=--plot draws it)
 	@OMP_NUM_THREADS=1 tools/run.sh python test/bench_delay.py $(ARGS)
+
+bench-convert: setup ## what it costs to make datasets of bags, against LeRobot's own ways (twenty minutes; ARGS=--quick: two)
+	@OMP_NUM_THREADS=1 tools/run.sh python test/bench_convert.py $(ARGS)
 
 test: setup ## run the tests (ARGS=... are passed to pytest; ROS=jazzy: those that ROS touches, on Jazzy)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} tools/run.sh python -m pytest $(if $(filter-out kilted,$(ROS)),-m ros) $(ARGS)

@@ -21,11 +21,16 @@ from statistics import median
 from threading import Event
 
 import av
-from bench_bag import Robot, write_bag
+import numpy as np
+from bench_bag import FPS, JOINTS, Robot, movie, write_bag
 from bench_convert_ways import WAYS, Work, cpu_per_frame, cpu_seconds, limit_cores
-from bench_report import Row, figure_row, publish, ratio_row
+from bench_report import Row as Figure
+from bench_report import figure_row, publish, ratio_row
+from dit_policy_training.conversion.encoders import colour_encoder
+from dit_policy_training.conversion.layout import Layout
 from dit_policy_training.conversion.merging import merge_shards
 from dit_policy_training.conversion.options import VideoOptions
+from dit_policy_training.conversion.sampling import Row
 from dit_policy_training.conversion.shards import ShardWriter
 from dit_policy_training.conversion.workers import limit_threads
 from rich.console import Console
@@ -36,6 +41,7 @@ CONVERT = [sys.executable, "-m", "dit_policy_training.convert"]
 OURS, VERIFIED, STREAMING, USUAL = WAYS
 POLL = 0.05  # s
 GB = 1e9
+FRAMES_A_SHARD = 7
 
 
 @dataclass(frozen=True)
@@ -44,14 +50,15 @@ class Size:
 
     piece: float  # for comparing CPU: short, so that the ways follow each other closely
     pairs: int
-    bags: int  # of `piece` seconds each, for the workers
+    bags: int  # of `bag` seconds each, for the workers
+    bag: float
     turns: int  # of one worker and two
     long: float  # the long bag; a tenth of it is the short one
     shards: int
 
 
-FULL = Size(piece=10.0, pairs=5, bags=4, turns=3, long=600.0, shards=200)
-QUICK = Size(piece=3.0, pairs=2, bags=2, turns=1, long=40.0, shards=20)
+FULL = Size(piece=10.0, pairs=5, bags=4, bag=20.0, turns=2, long=600.0, shards=200)
+QUICK = Size(piece=3.0, pairs=2, bags=2, bag=4.0, turns=1, long=30.0, shards=20)
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Bench:
         path = self.folder / "bags" / name
         if not path.exists():
             self.console.print(f"writing {name}: {seconds:g} s")
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_bag(path, seconds, robot, seed)
         return path
 
@@ -83,7 +90,7 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def cost_rows(bench: Bench) -> list[Row]:
+def cost_rows(bench: Bench) -> list[Figure]:
     """CPU a frame, of the four ways in turn on the same bags."""
     limit_threads(1)  # of OpenCV and pyarrow, as a worker does; lerobot's ways use neither in parallel
     robot, size = Robot(), bench.size
@@ -106,20 +113,18 @@ def cost_rows(bench: Bench) -> list[Row]:
     ]
     rows += [figure_row(f"CPU a frame, {way}", median(spent[way]) * 1e3, "ms", how) for way in WAYS]
     share = f"of {rows[2]['value']} ms; libsvtav1 alone, one thread, the pictures as YUV in memory, both cameras"
-    rows.append(figure_row("CPU of the encoder alone", encoder_alone(bench, robot) * 1e3, "ms", share))
+    rows.append(figure_row("CPU of the encoder alone", encoder_alone(bench) * 1e3, "ms", share))
     return rows
 
 
-def encoder_alone(bench: Bench, robot: Robot) -> float:
+def encoder_alone(bench: Bench) -> float:
     """CPU seconds a frame of two cameras that nothing can go below with this codec."""
-    from bench_bag import movie  # the pictures that the first bag has
-
     frames = [
         av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
-        for picture in movie(round(min(bench.size.piece, 5.0) * 30), seed=0)
+        for picture in movie(round(min(bench.size.piece, 5.0) * FPS), seed=0)  # the first bag's
     ]
     context = av.CodecContext.create("libsvtav1", "w")
-    context.options = {"g": "2", "crf": "30", "preset": "12", "svtav1-params": "lp=1"}
+    context.options = dict(colour_encoder(VideoOptions(), 1).options)
     context.pix_fmt, context.height, context.width, context.framerate = "yuv420p", 480, 640, 30
     before = cpu_seconds()
     for pts, frame in enumerate(frames):
@@ -129,21 +134,21 @@ def encoder_alone(bench: Bench, robot: Robot) -> float:
     return 2 * (cpu_seconds() - before) / len(frames)
 
 
-def worker_rows(bench: Bench) -> list[Row]:
+def worker_rows(bench: Bench) -> list[Figure]:
     """Frames a second of two workers, against one."""
     robot, size = Robot(), bench.size
     for number in range(size.bags):
-        bench.bag(f"workers/{number}", size.piece, robot, seed=10 + number)
+        bench.bag(f"workers/{number}", size.bag, robot, seed=10 + number)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(size.turns):
         for workers in seconds:
             run = convert(bench, bench.folder / "bags" / "workers", robot, workers, f"--shard=1/1 --workers={workers}")
             seconds[workers].append(run.seconds)
             bench.console.print(f"{workers} workers: {run.seconds:.1f} s")
-    frames = size.bags * size.piece * 30
+    frames = size.bags * size.bag * FPS
     how = (
         f"wall time of `convert --shard=1/1 --workers=` 1 and 2, start-up and all, {size.bags} bags of "
-        f"{size.piece:g} s; a worker has one core (threads=1), so one worker runs on one core and two on two"
+        f"{size.bag:g} s; a worker has one core (threads=1), so one worker runs on one core and two on two"
     )
     rows = [ratio_row("throughput of two workers against one", seconds[1], seconds[2], 1.7, how)]
     for workers, each in seconds.items():
@@ -151,16 +156,16 @@ def worker_rows(bench: Bench) -> list[Row]:
     return rows
 
 
-def long_rows(bench: Bench) -> list[Row]:
+def long_rows(bench: Bench) -> list[Figure]:
     """Memory of a worker, and that it does not grow; the time for a GB of JPEG."""
     size, jpeg = bench.size, Robot(("compressed", "compressed"))
     short = bench.bag("short", size.long / 10, jpeg)
     long = bench.bag("long", size.long, jpeg)
     mixed = bench.bag("mixed", size.long / 10, Robot())
     runs = {
-        "short": convert(bench, short, jpeg, 1, "--shard=1/1 --workers=1"),
-        "long": convert(bench, long, jpeg, 2, "--verify=sample"),
-        "mixed": convert(bench, mixed, Robot(), 2, "--verify=sample"),
+        "short": convert(bench, short, jpeg, 2),
+        "long": convert(bench, long, jpeg, 2),
+        "mixed": convert(bench, mixed, Robot(), 2),
     }
     peak = {name: run.worker_peak for name, run in runs.items()}
     how = f"VmHWM of the worker process; bags of {size.long / 10:g} s and {size.long:g} s, two JPEG cameras 640x480"
@@ -178,20 +183,17 @@ def long_rows(bench: Bench) -> list[Row]:
     ]
 
 
-def merge_rows(bench: Bench) -> list[Row]:
+def merge_rows(bench: Bench) -> list[Figure]:
     """What merging many shards costs, and that it does not grow faster than they do."""
-    from dit_policy_training.conversion.layout import Layout
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "training" / "test"))
-    from written import AT_30, rows
-
-    assert isinstance(AT_30, Layout)
-    video = VideoOptions(codec="h264", crf=18, preset="ultrafast")
-    shards = []
-    for number in range(bench.size.shards):
-        shards.append(bench.folder / "shards" / str(number))
-        with ShardWriter(shards[-1], AT_30, video) as writer:
-            for row in rows(7 * number, 7, AT_30):
+    keys = ("observation.images.left", "observation.images.right")
+    layout = Layout(30, "bench", dict.fromkeys(keys, (48, 64)), {}, JOINTS, JOINTS, ())
+    picture = np.zeros((48, 64, 3), np.uint8)
+    joints = np.zeros(len(JOINTS), np.float32)
+    row = Row(0, "push", {**dict.fromkeys(keys, picture), "observation.state": joints}, joints, {})
+    shards = [bench.folder / "shards" / str(number) for number in range(bench.size.shards)]
+    for shard in shards:
+        with ShardWriter(shard, layout, VideoOptions(codec="h264", preset="ultrafast")) as writer:
+            for _ in range(FRAMES_A_SHARD):
                 writer.add(row)
             writer.end(keep=True)
     spent = []
@@ -215,7 +217,7 @@ class Run:
     main_peak: int
 
 
-def convert(bench: Bench, bags: Path, robot: Robot, cores: int, options: str) -> Run:
+def convert(bench: Bench, bags: Path, robot: Robot, cores: int, options: str = "") -> Run:
     """Runs it on that many cores, into a fresh output that is removed."""
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
         arguments = [f"--bags={bags}", f"--embodiment={bench.embodiment(robot)}", f"--output={folder}/dataset"]

@@ -324,6 +324,58 @@ def libavs_luma(given: np.ndarray) -> np.ndarray:
     return np.frombuffer(plane, np.uint8).reshape(given.shape[0], plane.line_size)[:, : given.shape[1]].astype(int)
 
 
+@pytest.mark.parametrize("video", [SVT, PNG], ids=["video", "pictures"])
+def test_depth_that_is_too_far_or_missing_gets_the_ranges_ends(tmp_path: Path, video: VideoOptions) -> None:
+    episode = rows(0, 4, DEEP)
+    for each in episode:
+        each.frame[DEPTH][2:6, 3:9] = np.inf
+        each.frame[DEPTH][14:18, 3:9] = 0
+    shown = read(write_shard(tmp_path / "shard", [episode], DEEP, video))[2][DEPTH].numpy()[0]
+    np.testing.assert_allclose(shown[2:6, 3:9], 10_000, atol=1)
+    np.testing.assert_allclose(shown[14:18, 3:9], 10 if video.use_videos else 0, atol=1)
+    stats = json.loads((tmp_path / "shard/meta/stats.json").read_text())[DEPTH]
+    np.testing.assert_allclose(np.ravel(stats["max"]), 10.0, atol=0.01)
+
+
+def test_depth_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    wrong = row(0, DEEP)
+    wrong.frame[DEPTH][3, 4] = np.nan
+    with pytest.raises(ShardError, match=r"range at 1000000000 ns has values that are no finite numbers"):
+        write_shard(tmp_path / "shard", [[wrong]], DEEP, SVT)
+
+
+def test_small_coloured_things_keep_their_colour_without_subsampling(tmp_path: Path) -> None:
+    """A single red pixel on grey, what 4:2:0 mixes with its neighbours."""
+    spotted = np.full((32, 48, 3), 128, np.uint8)
+    spotted[15, 21] = (220, 40, 40)
+    given = row(0)
+    episode = [replace(given, frame={**given.frame, SIDE: spotted}) for _ in range(4)]
+    red = {}
+    for pix_fmt in ("yuv444p", "yuv420p"):
+        video = replace(H264, pix_fmt=pix_fmt, crf=1)
+        shown = read(write_shard(tmp_path / pix_fmt, [episode], video=video))[3][SIDE].numpy() * 255
+        red[pix_fmt] = shown[0, 15, 21] - shown[1, 15, 21]
+    assert red["yuv444p"] > 150
+    assert red["yuv420p"] < 100
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_encoders_failure_reaches_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    encode, numbers = ColourVideo.add, iter(range(1000))
+
+    def failing(*args: Any) -> None:
+        if next(numbers) == 7:
+            raise av.error.ExternalError(1, "Generic error in an external library")
+        encode(*args)
+
+    monkeypatch.setattr(ColourVideo, "add", failing)
+    with pytest.raises(VideoError, match=r"images\.(side|hand): its pictures cannot be encoded: .*external library"):
+        write_shard(tmp_path / "shard", [rows(0, 40)], threads=threads)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_auto_takes_an_encoder_that_opens_and_tells_which(tmp_path: Path) -> None:
     video = VideoOptions(codec="auto")
     encoder = colour_encoder(video, 1)

@@ -20,7 +20,7 @@ class DepthCodes:
     far: float
 
     def encode(self, depth: np.ndarray) -> np.ndarray:
-        """(H, W) float32 metres, finite -> (H, W) uint16 codes; nearer and farther than the range get its ends."""
+        """(H, W) float32 metres -> (H, W) uint16 codes; nearer and farther than the range, +inf too, get its ends."""
         low, high = np.log(self.near + SHIFT), np.log(self.far + SHIFT)
         scaled = (np.log(np.maximum(depth, 0) + np.float32(SHIFT)) - low) * ((CODES - 1) / (high - low))
         return np.clip(np.rint(scaled), 0, CODES - 1).astype(np.uint16)

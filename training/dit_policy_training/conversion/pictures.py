@@ -130,16 +130,19 @@ class DepthVideo(ColourVideo):
 
 
 class PictureFile:
-    """A sink: PNG pictures (depth: TIFF of float32 metres) one behind the other in a file, until a table takes them."""
+    """A sink: PNG pictures one behind the other in a file, until a table takes them.
 
-    def __init__(self, path: Path, depth: bool):
+    Depth: TIFF pictures of float32 metres, as they came but for +inf, which is the range's end here as in videos.
+    """
+
+    def __init__(self, path: Path, codes: DepthCodes | None):
         self._file: BinaryIO = path.open("wb")
-        self._path, self._depth = path, depth
+        self._path, self._codes = path, codes
         self.sizes: list[int] = []
 
     def add(self, picture: np.ndarray, values: np.ndarray) -> None:
         """Compress losslessly and append."""
-        encoded = _tiff(picture) if self._depth else _png(picture)
+        encoded = _tiff(picture, self._codes.far) if self._codes else _png(picture)
         self._file.write(encoded)
         self.sizes.append(len(encoded))
 
@@ -167,8 +170,8 @@ def _png(picture: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def _tiff(depth: np.ndarray) -> bytes:
-    done, data = cv2.imencode(".tiff", depth)
+def _tiff(depth: np.ndarray, far: float) -> bytes:
+    done, data = cv2.imencode(".tiff", np.where(np.isposinf(depth), np.float32(far), depth))
     if not done:
         raise VideoError(f"depth of shape {depth.shape} cannot be made a TIFF")
     return data.tobytes()

@@ -149,7 +149,8 @@ class ShardWriter:
             if value.shape != shape or value.dtype != dtype:
                 found, wanted = f"{value.dtype} {value.shape}", f"{dtype} {shape}"
                 raise ShardError(f"{key} at {row.stamp_ns} ns is {found}; expected {wanted}")
-            if value.dtype != np.uint8 and not np.isfinite(value).all():
+            depth = key in self._layout.depth  # +inf: farther than the camera sees
+            if value.dtype != np.uint8 and not (value > -np.inf if depth else np.isfinite(value)).all():
                 raise ShardError(f"{key} at {row.stamp_ns} ns has values that are no finite numbers")
 
     def _finish(self, episode: "_Episode") -> "_Finished":
@@ -259,7 +260,7 @@ class _Episode:
         codes = DepthCodes(camera.depth_min, camera.depth_max) if camera else None
         sink: Sink
         if encoder is None:
-            sink = self.files[key] = PictureFile(self.folder / key, depth=camera is not None)
+            sink = self.files[key] = PictureFile(self.folder / key, codes)
         elif camera:
             video = VideoFile(self.folder / f"{key}.mp4", encoder, layout.fps, camera.height, camera.width)
             sink = DepthVideo(video)

@@ -1,7 +1,7 @@
 # Every target sets the project up first; once that is done it takes a second.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train bench-demo bench-samplers bench-joining bench-policy bench-gpu bench-node bench-delay bench-convert test test-faults lint
+.PHONY: help setup demo demo-train bench-demo bench-samplers bench-joining bench-policy bench-gpu bench-node bench-delay bench-convert test test-faults test-kills lint
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -44,6 +44,9 @@ test: setup ## run the tests (ARGS=... are passed to pytest; ROS=jazzy: those th
 
 test-faults: setup ## what goes wrong around a moving arm, between the real processes: a table (ARGS=--only=camera: some)
 	@tools/run.sh python test/faults.py $(ARGS)
+
+test-kills: setup ## convert killed at 20 moments and run again: the same dataset each time (minutes)
+	@OMP_NUM_THREADS=1 CONVERT_KILLS=20 tools/run.sh python -m pytest training/test/test_resume.py -k killed $(ARGS)
 
 lint: setup ## run ruff, mypy and import-linter
 	@tools/run.sh python -m pytest -q test/test_lint.py

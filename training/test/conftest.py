@@ -1,5 +1,6 @@
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
@@ -8,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for toy_robot and converting, 
 import pytest
 import torch
 import toy_robot
-from converting import config_for
+from converting import Launcher, config_for
 from dit_policy_training.conversion.options import VideoOptions
 from dit_policy_training.convert import convert
 from rich.console import Console
@@ -55,6 +56,13 @@ def png_dataset(bags: Path, embodiment_file: Path, tmp_path_factory: pytest.Temp
     config = config_for(bags, embodiment_file, output, video=VideoOptions(use_videos=False))
     assert convert(config, Console(quiet=True)) == []
     return output
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    started = Launcher(tmp_path_factory.mktemp("printed"))
+    yield started
+    started.close()
 
 
 @pytest.fixture

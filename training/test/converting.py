@@ -1,8 +1,10 @@
 """Conversions for tests: run here or as the command, disturbed on the way, and compared by what their datasets hold."""
 
 import hashlib
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -32,28 +34,73 @@ def arguments(bags: Path | str, embodiment: Path, output: Path, *more: str) -> l
     return [f"--bags={bags}", f"--embodiment={embodiment}", f"--output={output}", *video, *more]
 
 
-class Command:
-    """A command of the package in a process group of its own."""
+class Launcher:
+    """Starts commands of the package, each in a process group of its own, without their seconds of imports."""
 
-    def __init__(self, arguments: list[str], module: str = "convert", **environment: str):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", f"dit_policy_training.{module}", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            env=os.environ | environment,
+    def __init__(self, folder: Path):
+        """`folder`: for what the commands print."""
+        self._folder, self._count = folder, 0
+        script = Path(__file__).with_name("launcher.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    @contextmanager
+    def command(self, arguments: list[str], module: str = "convert", **environment: str) -> Iterator["Command"]:
+        """A running command, of which nothing is left afterwards."""
+        self._count += 1
+        output = self._folder / f"{self._count}.txt"
+        order = {"arguments": arguments, "environment": environment, "output": str(output)}
+        started = Command(self.ask(module=f"dit_policy_training.{module}", **order), output, self)
+        try:
+            yield started
+        finally:
+            if started.processes():
+                started.signal(signal.SIGKILL)
+            started.wait()
+
+    def run(self, arguments: list[str], module: str = "convert", **environment: str) -> tuple[int, str]:
+        """Run a command to its end."""
+        with self.command(arguments, module, **environment) as started:
+            return started.finish()
+
+    def ask(self, **order: Any) -> int:
+        """See launcher.py."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        return int(self._process.stdout.readline())
+
+
+class Command:
+    """A running command of a Launcher."""
+
+    def __init__(self, pid: int, output: Path, launcher: Launcher):
+        self.pid = pid
+        self._output, self._launcher = output, launcher
+        self._status: int | None = None
+
+    def wait(self) -> int:
+        """Exit status; less than 0: killed by that signal."""
+        if self._status is None:
+            self._status = self._launcher.ask(wait=self.pid)
+        return self._status
 
     def finish(self) -> tuple[int, str]:
         """Exit status and everything that it printed, in which there must be no traceback."""
-        output, _ = self.process.communicate()
+        status = self.wait()
+        output = self._output.read_text()
         assert "Traceback" not in output, output
-        return self.process.returncode, output
+        return status, output
 
     def until(self, happened: Callable[[], Any]) -> Any:
         """What `happened` returns as soon as it is true; None if the command ended before."""
-        while self.process.poll() is None:
+        while _group(self.pid) is not None:
             if found := happened():
                 return found
             time.sleep(0.001)
@@ -61,30 +108,11 @@ class Command:
 
     def signal(self, number: int) -> None:
         """To the whole group, as a terminal's Ctrl-C."""
-        os.killpg(self.process.pid, number)
+        os.killpg(self.pid, number)
 
     def processes(self) -> list[int]:
         """Every process of the group."""
-        return [pid for pid in _pids() if _group(pid) == self.process.pid]
-
-
-@contextmanager
-def command(arguments: list[str], module: str = "convert", **environment: str) -> Iterator[Command]:
-    """A Command, of which nothing is left afterwards."""
-    started = Command(arguments, module, **environment)
-    try:
-        yield started
-    finally:
-        if left := started.processes():
-            started.signal(9)
-            assert left
-        started.process.wait()
-
-
-def run(arguments: list[str], module: str = "convert", **environment: str) -> tuple[int, str]:
-    """Run a command to its end."""
-    with command(arguments, module, **environment) as started:
-        return started.finish()
+        return [pid for pid in _pids() if _group(pid) == self.pid]
 
 
 def writer_of(shards: Path) -> int | None:
@@ -99,15 +127,9 @@ def writer_of(shards: Path) -> int | None:
     return None
 
 
-def tree(folder: Path) -> frozenset[tuple[str, int]]:
-    """Names and sizes of everything in a folder."""
-    found = set()
-    for path in folder.rglob("*"):
-        try:
-            found.add((str(path), path.stat().st_size))
-        except FileNotFoundError:
-            continue
-    return frozenset(found)
+def tree(folder: Path) -> list[str]:
+    """Everything that is in a folder now."""
+    return [str(Path(parent) / name) for parent, folders, files in os.walk(folder) for name in (*folders, *files)]
 
 
 def digest(dataset: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from converting import arguments, config_for, run
+from converting import Launcher, arguments, config_for
 from dit_policy_training import cli
 from dit_policy_training.conversion.bag_to_shard import sampled
 from dit_policy_training.conversion.options import ConvertConfig, TimeOptions
@@ -215,17 +215,19 @@ def test_bad_bags_are_refused_by_name_and_reason_and_the_rest_is_written(tmp_pat
     assert not list((tmp_path / "out").rglob("tmp*")), "left-overs of refused episodes"
 
 
-def test_command_line_fails_if_a_bag_does_and_leaves_nothing_if_all_do(tmp_path: Path, embodiment_file: Path) -> None:
+def test_command_line_fails_if_a_bag_does_and_leaves_nothing_if_all_do(
+    launcher: Launcher, tmp_path: Path, embodiment_file: Path
+) -> None:
     options = arguments(tmp_path / "bags", embodiment_file, tmp_path / "out", "--verify=off")
     write_bag(tmp_path / "bags" / "bad", messages(1.0, edit=without("instruction")))
-    status, shown = run(options)
+    status, shown = launcher.run(options)
     assert status == 1
     assert f"refused {tmp_path / 'bags' / 'bad'}: " in shown
     assert "of 1 bag none could be converted" in shown
     assert not (tmp_path / "out").exists()
 
     write_bag(tmp_path / "bags" / "good", messages(1.0))
-    status, shown = run(options)
+    status, shown = launcher.run(options)
     assert status == 1
     assert "1 from 1 of 2 bags" in shown
     assert (tmp_path / "out" / "meta" / "info.json").exists()

@@ -349,8 +349,10 @@ class Counted(BagMessage):
         Counted.alive -= 1
 
 
-def test_memory_does_not_grow_with_the_bag(embodiment: Embodiment, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampling", ["as_of", "nearest"])
+def test_memory_does_not_grow_with_the_bag(embodiment: Embodiment, tmp_path: Path, sampling: str) -> None:
     """Also while a camera is away, and before the last stream begins."""
+    options = TimeOptions(sampling={"side": sampling})
 
     def kept(length: float) -> tuple[int, int]:
         def edit(m: Recorded) -> Iterable[Recorded]:
@@ -365,7 +367,8 @@ def test_memory_does_not_grow_with_the_bag(embodiment: Embodiment, tmp_path: Pat
         with Recording(bag) as recording:
             read = recording.messages
             recording.messages = lambda topics: map(Counted.of, read(topics))  # type: ignore[method-assign]
-            sampler = Sampler(recording, ConvertConfig(str(bag), Path("e"), Path("o")), embodiment)
+            config = ConvertConfig(str(bag), Path("e"), Path("o"), time=options)
+            sampler = Sampler(recording, config, embodiment)
             rows = sum(isinstance(event, Row) for event in sampler.events())
         return Counted.most, rows
 

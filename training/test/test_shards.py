@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from dit_policy_training.conversion import pictures
 from dit_policy_training.conversion.encoders import VideoError, colour_encoder
-from dit_policy_training.conversion.options import VideoOptions
+from dit_policy_training.conversion.options import DepthCamera, VideoOptions
 from dit_policy_training.conversion.pictures import ColourVideo
 from dit_policy_training.conversion.shards import ShardError, ShardWriter
 from dit_policy_training.conversion.videos import VideoFile, frames_in
@@ -151,14 +151,17 @@ def test_lerobot_reads_back_what_was_written(pair: tuple[Path, Path]) -> None:
         assert np.abs(millimetres - expected.frame[DEPTH] * 1e3).max() < (1e-3 if lossless else 3)
 
 
-def test_the_same_rows_give_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also with other threads, and encoders that lag behind one another."""
-    layout = replace(LAYOUT, cameras={SIDE: (256, 320), HAND: (256, 320)})
+@pytest.mark.parametrize("codec", ["libsvtav1", "h264", "hevc"])
+def test_the_same_rows_give_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
+    """Also with other threads, and encoders that lag behind one another. Depth is among them."""
+    depth = {DEPTH: DepthCamera("d", "raw", 320, 240, 1.0)}
+    layout = replace(LAYOUT, cameras={SIDE: (256, 320), HAND: (256, 320)}, depth=depth)
+    video = VideoOptions(codec=codec)
     episodes = [rows(0, 12, layout), rows(12, 7, layout, "pull")]
-    first = files(write_shard(tmp_path / "one", episodes, layout, SVT))
+    first = files(write_shard(tmp_path / "one", episodes, layout, video))
     encode, pauses = ColourVideo.add, cycle((0, 2, 1, 0, 0))
     monkeypatch.setattr(ColourVideo, "add", lambda *args: (time.sleep(0.01 * next(pauses)), encode(*args)))
-    assert files(write_shard(tmp_path / "two", episodes, layout, SVT, threads=3)) == first
+    assert files(write_shard(tmp_path / "two", episodes, layout, video, threads=3)) == first
 
 
 def test_an_episode_that_is_not_kept_leaves_no_trace(tmp_path: Path) -> None:

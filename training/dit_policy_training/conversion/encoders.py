@@ -15,6 +15,7 @@ from dit_policy_training.conversion.options import DepthCamera, VideoOptions
 HARDWARE = ("h264_nvenc", "hevc_nvenc", "h264_vaapi", "h264_qsv", "h264_videotoolbox", "hevc_videotoolbox")
 SOFTWARE = ("libsvtav1", "h264", "hevc")
 FALLBACK = "libsvtav1"
+X26X_PRESET = "superfast"  # half the time of x264's own default, files a third larger
 TRIAL_SIZE = (256, 256)  # height, width: larger than what any hardware encoder refuses as too small
 MIN_SIDE = 16  # pixels; below it encoders fail each in its own way
 MIN_SIDE_HEVC = 64  # x265 4.1 with a fast preset writes past its memory on smaller pictures in colour
@@ -108,10 +109,12 @@ def _options(codec: str, crf: int, preset: str | None, threads: int) -> dict[str
 
 
 def _preset(video: VideoOptions, codec: str) -> str | None:
+    """The preset asked for, or the codec's own where it is another codec's: a number is libsvtav1's, a word is not."""
     if codec == "libsvtav1":
-        return "12" if video.codec == "auto" and not video.preset.isdigit() else video.preset
-    # A number is svtav1's default, not a preset of the others'.
-    return None if video.preset.isdigit() else video.preset
+        return VideoOptions.preset if video.codec == "auto" and not video.preset.isdigit() else video.preset
+    if not video.preset.isdigit():
+        return video.preset
+    return X26X_PRESET if codec in SOFTWARE else None
 
 
 def _info(options: dict[str, Any]) -> dict[str, Any]:

@@ -81,15 +81,16 @@ def rechunked(data: bytes, compression: str) -> bytes:
     return _closed(data, packed)
 
 
-def without_chunks(data: bytes) -> bytes:
-    """What is in the chunks, without them, and no index behind it."""
-    return _closed(data, b"".join(inner for _, _, inner in chunks(data)))
+def without_chunks(data: bytes, checksum: bool = False) -> bytes:
+    """What is in the chunks, without them, and no index behind it; `checksum`: one over all of it."""
+    return _closed(data, b"".join(inner for _, _, inner in chunks(data)), checksum)
 
 
-def _closed(data: bytes, content: bytes) -> bytes:
+def _closed(data: bytes, content: bytes, checksum: bool = False) -> bytes:
     _, _, header_end = next(records(data))
-    ends = record(DATA_END, bytes(4)) + record(FOOTER, bytes(20))
-    return data[:header_end] + content + ends + data[:8]
+    section = data[:header_end] + content
+    ends = record(DATA_END, struct.pack("<I", crc32(section) if checksum else 0)) + record(FOOTER, bytes(20))
+    return section + ends + data[:8]
 
 
 def add_checksums(path: Path) -> None:

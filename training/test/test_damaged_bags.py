@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import sqlite3
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -153,8 +155,8 @@ def test_recovering_leaves_out_what_may_be_incomplete(tmp_path: Path, recorded: 
 
 def test_how_much_is_lost_is_told_where_the_index_is_whole(tmp_path: Path, recorded: list[Recorded]) -> None:
     bag = write_bag(tmp_path / "bag", recorded)
-    starts = [start for kind, start, _ in bag_kit.records(storage_file(bag).read_bytes()) if kind == bag_kit.CHUNK]
-    bag_kit.changed(bag, lambda data: bag_kit.flipped(data, 8 * (starts[2] + 100)))
+    third = chunk_starts(bag)[2]
+    bag_kit.changed(bag, lambda data: bag_kit.flipped(data, 8 * (third + 100)))
     with pytest.raises(
         BagError, match=r"bag\.mcap: the chunk at byte \d+ is damaged: its checksum is wrong; --recover"
     ):
@@ -164,6 +166,75 @@ def test_how_much_is_lost_is_told_where_the_index_is_whole(tmp_path: Path, recor
     assert any(
         "40 messages, over" in note and f"{len(recorded) - 40} of {len(recorded)} are lost" in note for note in notes
     )
+
+
+def chunk_starts(bag: Path) -> list[int]:
+    """Where the content of each chunk begins."""
+    return [start for kind, start, _ in bag_kit.records(storage_file(bag).read_bytes()) if kind == bag_kit.CHUNK]
+
+
+def test_a_turned_bit_in_the_index_is_found(bags: dict[StoragePlugin, Path], truth: Read) -> None:
+    whole = storage_file(bags[MCAP]).read_bytes()
+    (ends,) = [start for kind, start, _ in bag_kit.records(whole) if kind == bag_kit.FOOTER]
+    (summary,) = struct.unpack_from("<Q", whole, ends)
+
+    def in_index(data: bytearray, rng: random.Random) -> bytes:
+        return bag_kit.flipped(data, rng.randrange(8 * summary, 8 * (ends - 9)))
+
+    for bag in damaged(bags[MCAP], in_index):
+        with pytest.raises(BagError, match="the checksum of its index is wrong"):
+            read(bag)
+        found, notes = read(bag, recover=True)
+        assert found == truth
+        assert any("recovered" in note for note in notes)
+
+
+def test_a_chunk_that_no_longer_looks_like_one_is_missed(tmp_path: Path, recorded: list[Recorded]) -> None:
+    """Its kind is turned into a private one, which readers pass over."""
+    bag = write_bag(tmp_path / "bag", recorded)
+    third = chunk_starts(bag)[2]
+    bag_kit.changed(bag, lambda data: bag_kit.flipped(data, 8 * (third - 9) + 7))
+    with pytest.raises(BagError, match=r"bag\.mcap: \d+ messages were found, the file's index counts \d+"):
+        read(bag)
+    assert read(bag, recover=True)[0] == key(recorded)[:40]
+
+
+@pytest.mark.parametrize("byte", [9, 9 + 6])  # of a message's record: its channel, and its receive time
+def test_without_checksums_a_message_of_another_topic_or_time_is_found(
+    tmp_path: Path, recorded: list[Recorded], byte: int
+) -> None:
+    bag = write_bag(tmp_path / "bag", recorded, checksums=False)
+    second = chunk_starts(bag)[1] + 40  # its first message
+    bag_kit.changed(bag, lambda data: bag_kit.flipped(data, 8 * (second + byte)))
+    with pytest.raises(BagError, match=r"the chunk at byte \d+ is damaged"):
+        read(bag)
+    assert read(bag, recover=True)[0] == key(recorded)[:20]
+
+
+def test_a_checksum_over_all_messages_is_looked_at(tmp_path: Path, recorded: list[Recorded]) -> None:
+    bag = write_bag(tmp_path / "bag", recorded)
+    bag_kit.changed(bag, lambda data: bag_kit.without_chunks(bytes(data), checksum=True))
+    assert read(bag)[0] == key(recorded)
+    picture = max(bag_kit.records(storage_file(bag).read_bytes()), key=lambda record: record[2] - record[1])
+    bag_kit.changed(bag, lambda data: bag_kit.flipped(data, 8 * (picture[2] - 100)))
+    with pytest.raises(BagError, match="the checksum of its messages is wrong"):
+        read(bag)
+    with pytest.raises(BagError, match="where it is damaged cannot be told"):
+        read(bag, recover=True)
+
+
+def test_a_definition_that_does_not_fit_its_hash_is_found(tmp_path: Path, recorded: list[Recorded]) -> None:
+    bag = write_bag(tmp_path / "bag", recorded, SQLITE)
+    with sqlite3.connect(storage_file(bag)) as database:
+        database.execute(
+            "UPDATE message_definitions SET encoded_message_definition = "
+            "replace(encoded_message_definition, 'float64[] position', 'float64[] positiom')"
+        )
+    database.close()
+    with pytest.raises(
+        BagError, match=r"type sensor_msgs/msg/JointState: its definition in the bag is damaged: its hash"
+    ):
+        read(bag)
 
 
 def test_a_damaged_file_among_several_is_named(tmp_path: Path, recorded: list[Recorded]) -> None:
@@ -212,8 +283,6 @@ def test_a_clock_set_back_is_refused(tmp_path: Path, storage: StoragePlugin) -> 
 
 
 def test_a_message_given_to_another_topic_is_found_by_metadata(tmp_path: Path, recorded: list[Recorded]) -> None:
-    import sqlite3
-
     bag = write_bag(tmp_path / "bag", recorded, SQLITE)
     with sqlite3.connect(storage_file(bag)) as database:
         database.execute("UPDATE messages SET topic_id = 1 WHERE id = 50 AND topic_id != 1")

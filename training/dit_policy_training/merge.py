@@ -1,7 +1,7 @@
 """`python -m dit_policy_training.merge`: the shards of several `convert --shard=i/n` runs to one dataset."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +11,14 @@ from dit_policy_training.conversion.assembling import Contents, assemble, check_
 from dit_policy_training.conversion.checking import check_verify
 from dit_policy_training.conversion.interrupts import stoppable
 from dit_policy_training.conversion.locking import locked
-from dit_policy_training.conversion.manifest import ManifestError, Part, Refusal, ShardRecord, ShardsFolder
+from dit_policy_training.conversion.manifest import (
+    ManifestError,
+    Part,
+    Refusal,
+    ShardRecord,
+    ShardsFolder,
+    without_copies,
+)
 from dit_policy_training.conversion.options import OptionError
 from dit_policy_training.conversion.progress import Summary, print_line, print_refusal
 
@@ -67,13 +74,16 @@ def _contents(parts: list[Part], records: list[ShardRecord], where: str) -> Cont
         raise ManifestError(f"{where}: no finished part there; run convert with --shard=i/n for each i first")
     first = parts[0]
     _check_parts(parts, where)
-    shards = {record.bag: record for record in records if record.settings == first.settings}
+    by_key = {record.key: record for record in records}
+    shards = {bag: by_key[key] for part in parts for bag, key in part.done.items() if key in by_key}
     refused = {bag: reason for part in parts for bag, reason in part.refused.items()}
     missing = [bag for bag in first.bags if bag not in shards and bag not in refused]
     if missing:
         raise ManifestError(f"{where}: no shard of {', '.join(missing)}; run its part again")
-    outcomes = tuple(shards[bag] if bag in shards else Refusal(Path(bag), refused[bag]) for bag in first.bags)
-    contents = Contents(first.settings, outcomes)
+    outcomes = (
+        replace(shards[bag], bag=bag) if bag in shards else Refusal(Path(bag), refused[bag]) for bag in first.bags
+    )
+    contents = Contents(first.settings, tuple(without_copies(outcomes)))
     if not contents.shards:
         raise ManifestError(f"{where}: every bag was refused; run convert again and see why")
     return contents

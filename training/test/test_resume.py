@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import toy_robot
 from converting import Launcher, arguments, config_for, digest, long_bag, tree, writer_of
-from dit_policy_training.conversion.options import VideoOptions
+from dit_policy_training.conversion.options import EpisodeOptions, VideoOptions
+from dit_policy_training.conversion.recording import fingerprint
 from dit_policy_training.convert import convert
 from dit_policy_training.merge import MergeConfig, merge
 from rich.console import Console
@@ -286,6 +287,54 @@ def test_parts_by_several_runs_merge_to_the_same(
     shown(replace(elsewhere, shard="2/3", video=VideoOptions(codec="h264", crf=30, preset="superfast")))
     with pytest.raises(ValueError, match=r"--shard=2/3 had other settings than 1/3: .*video\.crf: 18 -> 30"):
         shown(folders)
+
+
+def test_merge_takes_what_the_last_run_of_each_part_made(bags: Path, embodiment_file: Path, tmp_path: Path) -> None:
+    """Older shards of a bag that changed lie beside the new one, under names whose order says nothing."""
+    mine = tmp_path / "bags"
+    shutil.copytree(bags, mine)
+    first, second, *_ = sorted(mine.iterdir())
+    for other in sorted(mine.iterdir())[2:]:
+        shutil.rmtree(other)
+    config = config_for(mine, embodiment_file, tmp_path / "out", verify="off", workers=1)
+    shown(replace(config, shard="2/2"))
+    contents = [sorted(bags.iterdir())[number] for number in (0, 2, 0)]  # of the three shards any may be the last
+    for content in contents:
+        shutil.rmtree(first)
+        shutil.copytree(content, first)
+        shown(replace(config, shard="1/2"))
+        shown(MergeConfig(tmp_path / "out", verify="off"))
+        merged = json.loads((tmp_path / "out" / "conversion.json").read_text())["bags"]
+        assert [bag["sha256"] for bag in merged] == [fingerprint(first), fingerprint(second)]
+    for file in first.glob("*.mcap"):
+        file.write_bytes(b"no bag")
+    _, refused = shown(replace(config, shard="1/2"))
+    assert refused
+    output, refused = shown(MergeConfig(tmp_path / "out", verify="off"))
+    assert refused, output
+
+
+def test_copies_in_different_parts_are_refused_when_they_meet(
+    bags: Path, embodiment_file: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "bags"
+    for name in ("a", "b"):
+        shutil.copytree(min(bags.iterdir()), mine / name)
+    config = config_for(mine, embodiment_file, tmp_path / "out", verify="off", workers=1)
+    for part in ("1/2", "2/2"):
+        assert shown(replace(config, shard=part))[1] == []
+    output, refused = shown(MergeConfig(tmp_path / "out", verify="off"))
+    assert len(refused) == 1
+    assert f"{mine / 'b'}: a copy of {mine / 'a'}, byte for byte" in output
+
+
+def test_annotations_of_no_bag_are_told(bags: Path, embodiment_file: Path, tmp_path: Path) -> None:
+    takes = tmp_path / "takes.csv"
+    takes.write_text("bag,start,end,task\na,0.5,2.0,lift\nb,0.4,1.8,turn\nd,0.0,1.0,reach\n")
+    episodes = EpisodeOptions(by="annotations", annotations=takes)
+    output, refused = shown(config_for(bags, embodiment_file, tmp_path / "out", verify="off", episodes=episodes))
+    assert "takes.csv, line 4: none of the bags is 'd'" in output
+    assert [refusal.bag.name for refusal in refused] == ["c"]
 
 
 def test_a_full_disk_stops_the_run_in_words(

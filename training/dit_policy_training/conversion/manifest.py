@@ -84,6 +84,19 @@ class Refusal:
     account: dict[str, Any] | None = None
 
 
+def without_copies(outcomes: Iterable[ShardRecord | Refusal]) -> list[ShardRecord | Refusal]:
+    """A bag of the same bytes as an earlier one is refused: twice the same data weighs double in training."""
+    first: dict[str, str] = {}
+    kept: list[ShardRecord | Refusal] = []
+    for outcome in outcomes:
+        if isinstance(outcome, ShardRecord) and first.setdefault(outcome.key, outcome.bag) != outcome.bag:
+            reason = f"a copy of {first[outcome.key]}, byte for byte; remove one of them"
+            kept.append(Refusal(Path(outcome.bag), reason))
+        else:
+            kept.append(outcome)
+    return kept
+
+
 @dataclass(frozen=True)
 class Part:
     """What one `--shard=i/n` run was for: the bags of all runs, and its own."""
@@ -91,16 +104,23 @@ class Part:
     number: int
     of: int
     bags: tuple[str, ...]  # of all n runs, sorted
+    done: dict[str, str]  # of this run's: the shard's key by bag; the bag's older shards may lie beside it
     refused: dict[str, str]  # of this run's: reason by bag
     settings: Settings
 
     @classmethod
     def of_run(
-        cls, number: int, of: int, bags: Sequence[Path], refusals: Sequence[Refusal], settings: Settings
+        cls,
+        number: int,
+        of: int,
+        bags: Sequence[Path],
+        outcomes: Sequence[ShardRecord | Refusal],
+        settings: Settings,
     ) -> Self:
-        """`bags` of all runs, `refusals` of this one."""
-        refused = {str(refusal.bag): refusal.reason for refusal in refusals}
-        return cls(number, of, tuple(map(str, bags)), refused, settings)
+        """`bags` of all runs, `outcomes` of this one's."""
+        done = {one.bag: one.key for one in outcomes if isinstance(one, ShardRecord)}
+        refused = {str(one.bag): one.reason for one in outcomes if isinstance(one, Refusal)}
+        return cls(number, of, tuple(map(str, bags)), done, refused, settings)
 
     @property
     def own(self) -> tuple[str, ...]:

@@ -10,19 +10,29 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dit_policy_ros.embodiment import Embodiment
+from dit_policy_training.conversion.annotations import Annotation, read_annotations
 from dit_policy_training.conversion.assembling import Contents, assemble, check_output, is_up_to_date
 from dit_policy_training.conversion.checking import check_options, shard_of
 from dit_policy_training.conversion.interrupts import Stopped, stoppable
 from dit_policy_training.conversion.jobs import Done, Executor, Halt, Job
 from dit_policy_training.conversion.layout import Layout
 from dit_policy_training.conversion.locking import locked
-from dit_policy_training.conversion.manifest import BagFile, Part, Refusal, ShardRecord, ShardsFolder, files_of
+from dit_policy_training.conversion.manifest import (
+    BagFile,
+    Part,
+    Refusal,
+    ShardRecord,
+    ShardsFolder,
+    files_of,
+    without_copies,
+)
 from dit_policy_training.conversion.options import ConvertConfig
-from dit_policy_training.conversion.progress import ProgressBar, Summary, counted, print_line
+from dit_policy_training.conversion.progress import ProgressBar, Summary, counted, print_line, print_refusal
 from dit_policy_training.conversion.ray_cluster import run_on_ray
 from dit_policy_training.conversion.recording import find_bags
 from dit_policy_training.conversion.settings import Settings, robot_of
 from dit_policy_training.conversion.shards import encoders_of
+from dit_policy_training.conversion.streams import samplings_of
 from dit_policy_training.conversion.workers import run_in_processes
 
 if TYPE_CHECKING:
@@ -45,6 +55,7 @@ class Plan:
     all_bags: tuple[Path, ...]  # sorted, of all runs that share the work
     number: int  # this run is the number-th
     of: int
+    notes: tuple[str, ...]  # what is odd about what was asked for
 
     @classmethod
     def of_config(cls, config: ConvertConfig) -> "Plan":
@@ -52,10 +63,14 @@ class Plan:
         check_options(config)
         embodiment = robot_of(config)
         layout = Layout.of(config, embodiment)  # what contradicts the embodiment is said before the work
+        samplings_of(embodiment, config.depth, config.time)
         if config.video.use_videos:
             encoders_of(layout, config.video)  # and which video cannot be made
+        bags = tuple(find_bags(config.bags))
+        nobodys = [one for one in _annotations(config) if not any(one.is_of(bag.absolute()) for bag in bags)]
         number, of = shard_of(config)
-        return cls(config, embodiment, Settings.of(config, embodiment), tuple(find_bags(config.bags)), number, of)
+        notes = tuple(f"{one.where}: none of the bags is '{one.bag}'" for one in nobodys)
+        return cls(config, embodiment, Settings.of(config, embodiment), bags, number, of, notes)
 
     @property
     def part(self) -> str:
@@ -86,7 +101,7 @@ def run(config: ConvertConfig, console: Console) -> list[Refusal]:
         finally:
             shards.clear(plan.part or "all")  # of workers that died, or were stopped
         if plan.part:
-            shards.save_part(Part.of_run(plan.number, plan.of, plan.all_bags, contents.refusals, plan.settings))
+            shards.save_part(Part.of_run(plan.number, plan.of, plan.all_bags, contents.outcomes, plan.settings))
             print_line(console, _part_done(plan, contents))
         else:
             _make_dataset(plan, shards, contents, summary, console)
@@ -104,16 +119,23 @@ def _converted(plan: Plan, shards: ShardsFolder, summary: Summary, console: Cons
         except Stopped as stop:
             stop.args = (f"{stop}; what is done is kept in {shards.path}: run the same command to go on",)
             raise
-    in_order = _without_copies([outcomes[number] for number in range(len(plan.bags))])
+    in_order = without_copies([outcomes[number] for number in range(len(plan.bags))])
     for bag, outcome in zip(plan.bags, in_order, strict=True):
         if isinstance(outcome, Refusal):
             shards.refuse(outcome)
+            if outcome not in outcomes.values():  # a copy; the others were said when they happened
+                print_refusal(console, outcome)
         else:
             shards.accept(bag)
             if ShardRecord.load(outcome.folder) != outcome:  # the bag was moved or touched
                 outcome.save()
     summary.converted = len(jobs)
     return Contents(plan.settings, tuple(in_order))
+
+
+def _annotations(config: ConvertConfig) -> list[Annotation]:
+    path = config.episodes.annotations
+    return [] if path is None else read_annotations(path)
 
 
 def _split(plan: Plan, shards: ShardsFolder) -> tuple[dict[int, ShardRecord | Refusal], list[Job]]:
@@ -170,20 +192,8 @@ def _done(plan: Plan, jobs: list[Job], console: Console) -> dict[int, ShardRecor
     return outcomes
 
 
-def _without_copies(outcomes: list[ShardRecord | Refusal]) -> list[ShardRecord | Refusal]:
-    """A bag of the same bytes as an earlier one is refused: twice the same data weighs double in training."""
-    first: dict[str, str] = {}
-    kept: list[ShardRecord | Refusal] = []
-    for outcome in outcomes:
-        if isinstance(outcome, ShardRecord) and first.setdefault(outcome.key, outcome.bag) != outcome.bag:
-            reason = f"a copy of {first[outcome.key]}, byte for byte; remove one of them"
-            kept.append(Refusal(Path(outcome.bag), reason))
-        else:
-            kept.append(outcome)
-    return kept
-
-
 def _announcement(plan: Plan, shards: ShardsFolder, jobs: list[Job]) -> Iterator[str]:
+    yield from plan.notes
     done = len(plan.bags) - len(jobs)
     if done and jobs:
         yield f"{done} of {counted(len(plan.bags), 'bag')} done already, {len(jobs)} to do"

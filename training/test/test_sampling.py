@@ -169,6 +169,24 @@ def test_receive_time_where_asked_for(recorded: list[Recorded], embodiment: Embo
     }
 
 
+@pytest.mark.parametrize(
+    ("stamps", "said"),
+    [
+        (
+            {"side/image": "receive"},
+            r"--time\.stamps: 'side/image' is not read, only arm_controller/joint_trajectory, ",
+        ),
+        ({"joint_states": "arrival"}, r"--time\.stamps: joint_states is 'arrival', expected header or receive"),
+        ({"instruction": "header"}, r"--time\.stamps: instruction is known by its receive time only"),
+    ],
+)
+def test_stamps_that_make_no_sense_are_named(
+    recorded: list[Recorded], embodiment: Embodiment, tmp_path: Path, stamps: dict[str, str], said: str
+) -> None:
+    with pytest.raises(OptionError, match=said):
+        sample(tmp_path, recorded, embodiment, time=TimeOptions(stamps=stamps))
+
+
 def test_the_account_tells_rates_ages_and_skews(recorded: list[Recorded], sampled: Sampled) -> None:
     for name, topic in CAMERAS.items():
         (stream,) = [each for each in sampled.account.streams if each.name == name]

@@ -61,8 +61,8 @@ def test_a_silent_stream_splits_the_episode(
     assert_true(sampled, intact, but=lambda row: topic == JOINTS and last < seconds(row.stamp_ns) + 0.1 < last + 0.2)
     first = stamps[stamps > last].min()
     if topic == JOINTS:  # a command sets out from the joints, so the first one after the silence is the first to follow
-        first = next(seconds(m.receive_ns) for m in recorded if m.topic == COMMANDS and seconds(m.receive_ns) > first)
-        first -= 0.1
+        again = next(seconds(m.receive_ns) for m in recorded if m.topic == COMMANDS and seconds(m.receive_ns) > first)
+        first = max(first, again - 0.1)
     (gap,) = sampled.account.gaps
     assert (gap.stream, gap.kind) == (stream, "stale")
     assert gap.start == pytest.approx(last)

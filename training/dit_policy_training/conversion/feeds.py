@@ -6,8 +6,8 @@ from typing import Protocol
 
 from dit_policy_training.conversion.account import BagAccount, StreamAccount
 from dit_policy_training.conversion.message import BagMessage
-from dit_policy_training.conversion.options import TimeOptions
-from dit_policy_training.conversion.times import Silence, StreamClock, stamp_choice
+from dit_policy_training.conversion.options import OptionError, TimeOptions
+from dit_policy_training.conversion.times import EVERY_TOPIC, Silence, StreamClock, stamp_choice
 
 Sink = Callable[[int, BagMessage], None]
 
@@ -57,8 +57,10 @@ class Feeds:
     def clock(
         self, name: str, topic: str, kind: str, sampling: str, max_age: float | None, stamp: str = ""
     ) -> StreamClock:
-        """A stream's clock, with its place in the account."""
+        """A stream's clock, with its place in the account. Raises OptionError for a stamp that it has not."""
         choice = stamp or stamp_choice(self._options, topic)
+        if stamp == "receive" and sampling == "as_of" and stamp_choice(self._options, topic) == "header":
+            raise OptionError(f"--time.stamps: {topic} is known by its receive time only; leave it out")
         account = StreamAccount(name, topic, kind, choice, sampling, max_age)
         self._account.streams.append(account)
         return StreamClock(account, self._options.max_skew)
@@ -83,6 +85,13 @@ class Feeds:
     def topics(self) -> list[str]:
         """Every topic to read."""
         return [feeds[0].clock.account.topic for feeds in self._feeds.values()]
+
+    def check_stamps(self) -> None:
+        """Raises OptionError if --time.stamps names a topic that is not read."""
+        known = {topic.lstrip("/") for topic in self.topics}
+        for name in self._options.stamps:
+            if name != EVERY_TOPIC and name.lstrip("/") not in known:
+                raise OptionError(f"--time.stamps: '{name}' is not read, only {', '.join(sorted(known))}")
 
     @property
     def missing(self) -> list[str]:

@@ -79,6 +79,7 @@ class Sampler:
             account.notes = list(dict.fromkeys([*recording.notes, *self._plan.notes, *self._notes()]))
 
     def _check_topics(self) -> None:
+        self._feeds.check_stamps()
         if missing := self._feeds.missing:
             there = ", ".join(sorted(name for name, info in self._recording.topics.items() if info.count))
             hint = self._tasks.hint if self._embodiment.instruction_topic in missing else ""

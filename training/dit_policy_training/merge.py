@@ -54,8 +54,8 @@ def merge(config: MergeConfig, console: Console | None = None) -> list[Refusal]:
             return contents.refusals
         summary = Summary(config.output)
         with console.status("joining and checking"):
-            warnings = assemble(config.output, contents, config.verify, None)
-        console.print(summary.table(contents, warnings))
+            findings = assemble(config.output, contents, config.verify, None)
+        console.print(summary.table(contents, findings))
     return contents.refusals
 
 

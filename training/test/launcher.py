@@ -6,9 +6,11 @@ import json
 import os
 import runpy
 import sys
+import warnings
 
 
 def main() -> None:
+    warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: the only one is jemalloc's
     import lerobot.datasets.lerobot_dataset  # noqa: F401
 
     for line in sys.stdin:

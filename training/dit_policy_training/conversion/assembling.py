@@ -97,8 +97,16 @@ def is_up_to_date(output: Path, contents: Contents, mode: str) -> bool:
     return same and VERIFY.index(checked) <= VERIFY.index(mode)
 
 
-def assemble(output: Path, contents: Contents, mode: str, reread: "Reread | None") -> list[str]:
-    """Make the dataset; returns the report's warnings. What `output` was before is replaced at the end, or kept.
+@dataclass(frozen=True)
+class Findings:
+    """What the check compared, and what the report warns of."""
+
+    figures: dict[str, Any]
+    warnings: list[str]
+
+
+def assemble(output: Path, contents: Contents, mode: str, reread: "Reread | None") -> Findings:
+    """Make the dataset. What `output` was before is replaced at the end, or kept.
 
     `mode` and `reread` as verify's. Raises OutputError with all problems if the check finds any.
     """
@@ -114,7 +122,7 @@ def assemble(output: Path, contents: Contents, mode: str, reread: "Reread | None
         if checked.problems:
             raise OutputError(_unsound(output, checked.problems))
         write_json(folder / RECORD, {**contents.as_json(), "verified": checked.figures})
-        return write_report(folder, checked.figures)
+        return Findings(checked.figures, write_report(folder, checked.figures))
 
 
 @contextmanager

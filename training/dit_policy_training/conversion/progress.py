@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from dit_policy_training.conversion import jobs
-from dit_policy_training.conversion.assembling import Contents
+from dit_policy_training.conversion.assembling import Contents, Findings
 from dit_policy_training.conversion.manifest import Refusal, ShardRecord
 
 _NAMED = 3  # bags in work that are named
+_WARNINGS = 5  # that are shown; the report has all
 _ROOMY = 110  # columns, so that there is room for names
 
 
@@ -75,7 +76,7 @@ class ProgressBar:
             self._done += 1
             self._finished_frames += outcome.frames
             if not self._bar.console.is_terminal:  # a batch job's log has no moving bar
-                print_line(self._bar.console, f"{job.given}: {outcome.episodes} episodes, {outcome.frames} frames")
+                print_line(self._bar.console, f"{job.given}: {counted(outcome.episodes, 'episode')}, {outcome.frames} frames")
         elif isinstance(outcome, Refusal):
             self._done += 1
             print_refusal(self._bar.console, outcome)
@@ -118,8 +119,8 @@ class Summary:
         self.converted = 0  # bags that this run read
         self.removed = 0  # shards that no bag needs any more
 
-    def table(self, contents: Contents, warnings: Sequence[str]) -> Table:
-        """Of what the dataset holds, what was refused, and what to look at."""
+    def table(self, contents: Contents, findings: Findings) -> Table:
+        """Of what the dataset holds, how it was checked, what was refused, and what to look at."""
         table = Table(title=str(self._output), show_header=False, title_justify="left")
         seconds = time.perf_counter() - self._started
         frames = sum(shard.frames for shard in contents.shards)
@@ -134,10 +135,22 @@ class Summary:
             table.add_row("task", escape(f"{task}: {counted(count, 'episode')}"))
         for refusal in contents.refusals:
             table.add_row(Text("refused", "red"), escape(f"{refusal.bag}: {refusal.reason}"))
-        if warnings:
-            table.add_row(Text("warnings", "yellow"), f"{len(warnings)}, explained in the report")
+        table.add_row("checked", _checked(findings.figures))
+        for warning in findings.warnings[:_WARNINGS]:
+            table.add_row(Text("warning", "yellow"), escape(warning))
+        if len(findings.warnings) > _WARNINGS:
+            table.add_row(Text("warnings", "yellow"), f"{len(findings.warnings) - _WARNINGS} more, in the report")
         table.add_row("report", str(self._output / "report.html"))
         return table
+
+
+def _checked(figures: dict[str, Any]) -> str:
+    if figures["mode"] == "off":
+        return "not at all (--verify=off)"
+    worst = [found["min"] for found in figures["psnr_db"].values() if found["min"] is not None]
+    quality = f"of {min(worst):.1f} dB or more" if worst else "identical"  # none has a figure: all are lossless
+    pictures = f"{counted(figures['pictures_compared'], 'picture')} {quality}"
+    return f"--verify={figures['mode']}: {figures['values_compared']} values exact, {pictures}; all frames there"
 
 
 def _tasks(shards: Sequence[ShardRecord]) -> Counter[str]:

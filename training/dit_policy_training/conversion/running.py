@@ -219,9 +219,9 @@ def _make_dataset(plan: Plan, shards: ShardsFolder, contents: Contents, summary:
         print_line(console, f"{config.output}: nothing has changed since it was made, nothing to do")
         return
     with console.status("joining and checking"):
-        warnings = assemble(config.output, contents, config.verify, _rereader(plan, contents))
+        findings = assemble(config.output, contents, config.verify, _rereader(plan, contents))
     summary.removed = shards.remove_all_but(contents.shards, plan.bags)
-    console.print(summary.table(contents, warnings))
+    console.print(summary.table(contents, findings))
 
 
 def _rereader(plan: Plan, contents: Contents) -> "Reread":

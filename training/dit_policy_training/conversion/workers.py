@@ -14,7 +14,8 @@ from typing import Any
 from dit_policy_training.conversion.jobs import Begun, Done, Event, Job
 from dit_policy_training.conversion.manifest import Refusal
 
-# Imported once, in the process that workers are forked from; it never runs anything, so it has no threads.
+# Imported once, in the process that workers are forked from. It does nothing else: its only thread is jemalloc's, which
+# knows of forks.
 _PRELOADED = ["dit_policy_training.conversion.bag_to_shard"]
 
 

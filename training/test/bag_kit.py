@@ -107,6 +107,14 @@ def add_checksums(path: Path) -> None:
     path.write_bytes(data)
 
 
+def with_data_checksum(data: bytearray) -> bytes:
+    """The checksum over all messages filled in, as some writers have it."""
+    for kind, start, _ in records(bytes(data)):
+        if kind == DATA_END:
+            struct.pack_into("<I", data, start, crc32(data[: start - 9]))
+    return bytes(data)
+
+
 def changed(bag: Path, change: Callable[[bytearray], bytes]) -> Path:
     """The bag, its storage file changed."""
     path = storage_file(bag)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import bag_kit
 import numpy as np
@@ -17,7 +18,7 @@ from dit_policy_training.conversion.options import ConvertConfig
 from dit_policy_training.conversion.recording import BagError, Recording
 from dit_policy_training.conversion.sampling import EpisodeEnd, Row, Sampler
 from rosbags.rosbag2 import StoragePlugin
-from toy_robot import START_NS, Recorded, messages, with_header_ns
+from toy_robot import START_NS, STORE, Recorded, messages, with_header_ns
 
 from dit_policy_ros.embodiment import Embodiment
 
@@ -211,16 +212,25 @@ def test_without_checksums_a_message_of_another_topic_or_time_is_found(
     assert read(bag, recover=True)[0] == key(recorded)[:20]
 
 
-def test_a_checksum_over_all_messages_is_looked_at(tmp_path: Path, recorded: list[Recorded]) -> None:
-    bag = write_bag(tmp_path / "bag", recorded)
-    bag_kit.changed(bag, lambda data: bag_kit.without_chunks(bytes(data), checksum=True))
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_checksum_over_all_messages_is_looked_at(tmp_path: Path, recorded: list[Recorded], indexed: bool) -> None:
+    bag = write_bag(tmp_path / "bag", recorded, checksums=False)
+    if indexed:
+        bag_kit.changed(bag, bag_kit.with_data_checksum)
+    else:
+        bag_kit.changed(bag, lambda data: bag_kit.without_chunks(bytes(data), checksum=True))
     assert read(bag)[0] == key(recorded)
-    picture = max(bag_kit.records(storage_file(bag).read_bytes()), key=lambda record: record[2] - record[1])
-    bag_kit.changed(bag, lambda data: bag_kit.flipped(data, 8 * (picture[2] - 100)))
+    whole = storage_file(bag).read_bytes()
+    picture = whole.rindex(STORE.serialize_cdr(last_picture(recorded), "sensor_msgs/msg/Image")) + 2000
+    bag_kit.changed(bag, lambda data: bag_kit.flipped(data, 8 * picture))
     with pytest.raises(BagError, match="the checksum of its messages is wrong"):
         read(bag)
     with pytest.raises(BagError, match="where it is damaged cannot be told"):
         read(bag, recover=True)
+
+
+def last_picture(recorded: list[Recorded]) -> Any:
+    return [m.msg for m in recorded if m.topic == CAMERA][-1]
 
 
 def test_a_definition_that_does_not_fit_its_hash_is_found(tmp_path: Path, recorded: list[Recorded]) -> None:

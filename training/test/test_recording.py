@@ -324,6 +324,17 @@ def test_gripper_feedback_is_read_without_its_definition(tmp_path: Path) -> None
     assert (message.feedback.stalled, message.feedback.reached_goal) == (True, False)
 
 
+def test_a_service_call_is_read_without_its_definition(tmp_path: Path) -> None:
+    info = Cdr().put("B", 1).put("i", 7).put("I", 8).put("B", *range(16)).put("q", 5)
+    raw = info.put("I", 1).text("push the red block").put("I", 0)
+    kind = "dit_policy_msgs/srv/SetInstruction_Event"
+    with Recording(old_bag(tmp_path / "bag.db3", "/policy/set/_service_event", kind, raw.bytes())) as recording:
+        (message,) = recording.messages(["policy/set/_service_event"])
+    assert message.info.sequence_number == 5
+    assert [request.instruction for request in message.request] == ["push the red block"]
+    assert list(message.response) == []
+
+
 def test_a_type_that_is_defined_nowhere_is_named(tmp_path: Path) -> None:
     bag = old_bag(tmp_path / "old.db3", "/lab", "lab_msgs/msg/Unknown", b"\0\1\0\0")
     with (

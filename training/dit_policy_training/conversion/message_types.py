@@ -102,6 +102,7 @@ _DEFINITIONS: dict[str, list[str]] = {
     **_service_event("std_srvs/srv/Trigger", _NOTHING, _ANSWER),
     **_service_event("std_srvs/srv/SetBool", "bool data\n", _ANSWER),
     **_service_event("std_srvs/srv/Empty", _NOTHING, _NOTHING),
+    **_service_event("dit_policy_msgs/srv/SetInstruction", "string instruction\n", _ANSWER),
 }
 
 _FOLLOWING = "control_msgs/action/FollowJointTrajectory_FeedbackMessage"

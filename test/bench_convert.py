@@ -22,7 +22,7 @@ from threading import Event
 
 import av
 import numpy as np
-from bench_bag import FPS, JOINTS, Robot, movie, write_bag
+from bench_bag import FPS, HEIGHT, JOINTS, WIDTH, Robot, movie, write_bag
 from bench_convert_ways import WAYS, Work, cpu_per_frame, cpu_seconds, limit_cores
 from bench_report import Row as Figure
 from bench_report import figure_row, publish, ratio_row
@@ -33,6 +33,7 @@ from dit_policy_training.conversion.options import VideoOptions
 from dit_policy_training.conversion.sampling import Row
 from dit_policy_training.conversion.shards import ShardWriter
 from dit_policy_training.conversion.workers import limit_threads
+from dit_policy_training.conversion.yuv import to_yuv420p
 from rich.console import Console
 
 from dit_policy_ros.embodiment import Embodiment
@@ -42,6 +43,7 @@ OURS, VERIFIED, STREAMING, USUAL = WAYS
 POLL = 0.05  # s
 GB = 1e9
 FRAMES_A_SHARD = 7
+CODECS = {"libsvtav1": VideoOptions(), "h264": VideoOptions(codec="h264", crf=18, preset="superfast")}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Size:
     shards: int
 
 
-FULL = Size(piece=10.0, pairs=5, bags=4, bag=20.0, turns=2, long=600.0, shards=200)
+FULL = Size(piece=10.0, pairs=4, bags=4, bag=20.0, turns=2, long=600.0, shards=200)
 QUICK = Size(piece=3.0, pairs=2, bags=2, bag=4.0, turns=1, long=30.0, shards=20)
 
 
@@ -91,41 +93,43 @@ def size_of(folder: Path) -> int:
 
 
 def cost_rows(bench: Bench) -> list[Figure]:
-    """CPU a frame, of the four ways in turn on the same bags."""
+    """CPU a frame, of the four ways in turn on the same bags, for each codec."""
     limit_threads(1)  # of OpenCV and pyarrow, as a worker does; lerobot's ways use neither in parallel
+    return [row for codec, video in CODECS.items() for row in _cost_rows(bench, codec, video)]
+
+
+def _cost_rows(bench: Bench, codec: str, video: VideoOptions) -> list[Figure]:
     robot, size = Robot(), bench.size
     embodiment = Embodiment.from_yaml(robot.embodiment(), "bench")
     spent: dict[str, list[float]] = {way: [] for way in WAYS}
     for turn in range(-1, size.pairs):  # the first one warms up: imports, encoders, the page cache
         bag = bench.bag(f"piece-{max(turn, 0)}", size.piece, robot, seed=max(turn, 0))
         for way in WAYS:
-            seconds = cpu_per_frame(way, Work(bag, embodiment, bench.folder / "way"))
-            bench.console.print(f"{way}: {seconds * 1e3:.1f} ms CPU a frame")
+            seconds = cpu_per_frame(way, Work(bag, embodiment, video, bench.folder / "way"))
+            bench.console.print(f"{codec}, {way}: {seconds * 1e3:.1f} ms CPU a frame")
             if turn >= 0:
                 spent[way].append(seconds)
     how = (
         f"CPU of process and children a frame of both cameras (one raw, one JPEG), {size.piece:g} s of bag at a time; "
-        "libsvtav1, preset 12, crf 30, g 2 everywhere; the same reader and sampler feed all"
+        f"{codec}, preset {video.preset}, crf {video.crf}, g {video.gop} everywhere; one reader and sampler feeds all"
     )
     rows = [
-        ratio_row("CPU against LeRobot's add_frame with PNG files", spent[USUAL], spent[OURS], 5.0, how),
-        ratio_row("CPU against LeRobot's streaming mode", spent[STREAMING], spent[OURS], 1.4, how),
+        ratio_row(f"{codec}: CPU against LeRobot's add_frame with PNG files", spent[USUAL], spent[OURS], 5.0, how),
+        ratio_row(f"{codec}: CPU against LeRobot's streaming mode", spent[STREAMING], spent[OURS], 1.4, how),
     ]
-    rows += [figure_row(f"CPU a frame, {way}", median(spent[way]) * 1e3, "ms", how) for way in WAYS]
-    share = f"of {rows[2]['value']} ms; libsvtav1 alone, one thread, the pictures as YUV in memory, both cameras"
-    rows.append(figure_row("CPU of the encoder alone", encoder_alone(bench) * 1e3, "ms", share))
+    rows += [figure_row(f"{codec}: CPU a frame, {way}", median(spent[way]) * 1e3, "ms", how) for way in WAYS]
+    alone = "the encoder alone, one thread, both cameras, their pictures as YUV in memory: no way costs less"
+    rows.append(figure_row(f"{codec}: CPU a frame, the encoder alone", encoder_alone(bench, video) * 1e3, "ms", alone))
     return rows
 
 
-def encoder_alone(bench: Bench) -> float:
+def encoder_alone(bench: Bench, video: VideoOptions) -> float:
     """CPU seconds a frame of two cameras that nothing can go below with this codec."""
-    frames = [
-        av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
-        for picture in movie(round(min(bench.size.piece, 5.0) * FPS), seed=0)  # the first bag's
-    ]
-    context = av.CodecContext.create("libsvtav1", "w")
-    context.options = dict(colour_encoder(VideoOptions(), 1).options)
-    context.pix_fmt, context.height, context.width, context.framerate = "yuv420p", 480, 640, 30
+    frames = [to_yuv420p(picture) for picture in movie(round(min(bench.size.piece, 5.0) * FPS), seed=0)]
+    encoder = colour_encoder(video, 1)
+    context = av.CodecContext.create(encoder.codec, "w")
+    context.options = dict(encoder.options)
+    context.pix_fmt, context.height, context.width, context.framerate = "yuv420p", HEIGHT, WIDTH, FPS
     before = cpu_seconds()
     for pts, frame in enumerate(frames):
         frame.pts = pts

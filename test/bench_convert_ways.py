@@ -16,7 +16,7 @@ from dit_policy_training.conversion.layout import Layout
 from dit_policy_training.conversion.lerobot_format import BOOKKEEPING, features_of
 from dit_policy_training.conversion.manifest import ShardRecord
 from dit_policy_training.conversion.merging import merge_shards
-from dit_policy_training.conversion.options import ConvertConfig
+from dit_policy_training.conversion.options import ConvertConfig, VideoOptions
 from dit_policy_training.conversion.sampling import EpisodeEnd
 from dit_policy_training.conversion.verify import verify
 from lerobot.configs.video import RGBEncoderConfig
@@ -33,12 +33,13 @@ class Work:
 
     bag: Path
     embodiment: Embodiment
+    video: VideoOptions
     folder: Path
 
     @property
     def config(self) -> ConvertConfig:
-        """The converter's defaults."""
-        return ConvertConfig(str(self.bag), self.folder / "unused.yaml", self.folder / "dataset")
+        """The converter's options."""
+        return ConvertConfig(str(self.bag), self.folder / "unused.yaml", self.folder / "dataset", video=self.video)
 
 
 def cpu_seconds() -> float:
@@ -83,7 +84,8 @@ def lerobots(work: Work, streaming: bool) -> int:
     """lerobot's own writer: `add_frame` with PNG files that are encoded at the episode's end, or its streaming mode."""
     layout = Layout.of(work.config, work.embodiment)
     video = work.config.video
-    encoder = RGBEncoderConfig(video.codec, video.pix_fmt, video.gop, video.crf, int(video.preset))
+    preset = int(video.preset) if video.preset.isdigit() else video.preset
+    encoder = RGBEncoderConfig(video.codec, video.pix_fmt, video.gop, video.crf, preset)
     features = {key: {**each, "shape": tuple(each["shape"])} for key, each in features_of(layout, True).items()}
     dataset = LeRobotDataset.create(
         "local/bench",

@@ -77,7 +77,9 @@ def is_ours(output: Path) -> bool:
 
 def check_output(output: Path, overwrite: bool) -> None:
     """Raises OutputError for a place that is taken: before the work, not after it."""
-    if not output.exists() or overwrite or is_ours(output) or (output.is_dir() and not any(output.iterdir())):
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; expected the name of a folder")
+    if not output.exists() or overwrite or is_ours(output) or not any(output.iterdir()):
         return
     raise OutputError(
         f"{output} exists, and convert did not make it (it has no {RECORD}); give --overwrite=true to replace it, or "

@@ -76,7 +76,9 @@ class ProgressBar:
             self._done += 1
             self._finished_frames += outcome.frames
             if not self._bar.console.is_terminal:  # a batch job's log has no moving bar
-                print_line(self._bar.console, f"{job.given}: {counted(outcome.episodes, 'episode')}, {outcome.frames} frames")
+                print_line(
+                    self._bar.console, f"{job.given}: {counted(outcome.episodes, 'episode')}, {outcome.frames} frames"
+                )
         elif isinstance(outcome, Refusal):
             self._done += 1
             print_refusal(self._bar.console, outcome)

@@ -94,17 +94,24 @@ def run(config: ConvertConfig, console: Console) -> list[Refusal]:
         check_output(config.output, config.overwrite)
     shards = ShardsFolder.of(config.output)
     with stoppable(), locked(shards.path, plan.part):
-        shards.clear(plan.part or "all")
-        summary = Summary(config.output)
+        shards.clear(plan.part or "all")  # what killed runs left
         try:
-            contents = _converted(plan, shards, summary, console)
+            return _run(plan, shards, console)
+        except Stopped as stop:
+            stop.args = (f"{stop}; what is done is kept in {shards.path}: run the same command to go on",)
+            raise
         finally:
-            shards.clear(plan.part or "all")  # of workers that died, or were stopped
-        if plan.part:
-            shards.save_part(Part.of_run(plan.number, plan.of, plan.all_bags, contents.outcomes, plan.settings))
-            print_line(console, _part_done(plan, contents))
-        else:
-            _make_dataset(plan, shards, contents, summary, console)
+            shards.clear(plan.part or "all")  # what workers left that died, or were stopped
+
+
+def _run(plan: Plan, shards: ShardsFolder, console: Console) -> list[Refusal]:
+    summary = Summary(plan.config.output)
+    contents = _converted(plan, shards, summary, console)
+    if plan.part:
+        shards.save_part(Part.of_run(plan.number, plan.of, plan.all_bags, contents.outcomes, plan.settings))
+        print_line(console, _part_done(plan, contents))
+    else:
+        _make_dataset(plan, shards, contents, summary, console)
     return contents.refusals
 
 
@@ -114,11 +121,7 @@ def _converted(plan: Plan, shards: ShardsFolder, summary: Summary, console: Cons
     for line in _announcement(plan, shards, jobs):
         print_line(console, line)
     if jobs:
-        try:
-            outcomes |= _done(plan, jobs, console)
-        except Stopped as stop:
-            stop.args = (f"{stop}; what is done is kept in {shards.path}: run the same command to go on",)
-            raise
+        outcomes |= _done(plan, jobs, console)
     in_order = without_copies([outcomes[number] for number in range(len(plan.bags))])
     for bag, outcome in zip(plan.bags, in_order, strict=True):
         if isinstance(outcome, Refusal):
@@ -147,7 +150,7 @@ def _split(plan: Plan, shards: ShardsFolder) -> tuple[dict[int, ShardRecord | Re
     outcomes: dict[int, ShardRecord | Refusal] = {}
     left: list[tuple[int, Path, tuple[BagFile, ...]]] = []
     for number, bag in enumerate(plan.bags):
-        files = files_of(bag)
+        files = _files_of(bag)
         if files in ready:
             outcomes[number] = replace(ready[files], bag=str(bag))
         else:
@@ -168,6 +171,13 @@ def _split(plan: Plan, shards: ShardsFolder) -> tuple[dict[int, ShardRecord | Re
         for number, bag, files in left
     ]
     return outcomes, sorted(jobs, key=lambda job: (-job.size, job.number))
+
+
+def _files_of(bag: Path) -> tuple[BagFile, ...]:
+    try:
+        return files_of(bag)
+    except OSError:  # its worker will say why it cannot be read
+        return ()
 
 
 def _cores(config: ConvertConfig, bags: int) -> tuple[int, int]:

@@ -1,5 +1,7 @@
 """Damage of every kind: each bag gives the intact bag's data, a part of it that is reported, or a refusal in words."""
 
+import io
+import json
 import random
 import shutil
 import sqlite3
@@ -14,9 +16,13 @@ import bag_kit
 import numpy as np
 import pytest
 from bag_kit import ALL_TOPICS, key, storage_file, write_bag
+from converting import config_for
 from dit_policy_training.conversion.options import ConvertConfig
 from dit_policy_training.conversion.recording import BagError, Recording
+from dit_policy_training.conversion.reloaded import Reloaded
 from dit_policy_training.conversion.sampling import EpisodeEnd, Row, Sampler
+from dit_policy_training.convert import convert
+from rich.console import Console
 from rosbags.rosbag2 import StoragePlugin
 from toy_robot import START_NS, STORE, Recorded, messages, with_header_ns
 
@@ -441,3 +447,28 @@ def test_splits_and_copies_change_no_row(
     truth = rows(bags[MCAP], embodiment, config)
     assert found.keys() == truth.keys()
     assert_same(found, truth)
+
+
+def test_a_conversion_uses_what_is_sound_and_says_what_is_not(tmp_path: Path, embodiment_file: Path) -> None:
+    """A whole bag, one cut short and recovered, one that is empty: the first two in the dataset, the third refused."""
+    recorded = messages(2.0)
+    bags = tmp_path / "bags"
+    write_bag(bags / "a", recorded)
+    short = write_bag(bags / "b", recorded)
+    bag_kit.changed(short, lambda data: bytes(data[: round(0.7 * len(data))]))
+    (bags / "c.mcap").touch()
+    config = config_for(bags, embodiment_file, tmp_path / "out", recover=True, workers=1)
+    console = Console(record=True, width=300, file=io.StringIO())
+    refused = {refusal.bag.name: refusal.reason for refusal in convert(config, console)}
+    assert refused.keys() == {"c.mcap"}
+    assert "the file is empty" in refused["c.mcap"]
+    dataset = Reloaded.open(tmp_path / "out")
+    first, second = (dataset.rows(episode) for episode in (0, 1))
+    count = second.stop - second.start
+    assert len(dataset.episodes) == 2
+    assert 5 < count < first.stop - first.start
+    for vector in ("observation.state", "action"):
+        written = dataset.vector(vector)
+        assert written[second].tobytes() == written[first][:count].tobytes()
+    account = json.loads((tmp_path / "out" / "conversion.json").read_text())["bags"][1]["account"]
+    assert any("b.mcap: damaged, and recovered" in note for note in account["notes"])

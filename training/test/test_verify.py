@@ -52,7 +52,7 @@ def rows(length: int, start: int, task: Callable[[int], str]) -> Iterator[Row]:
     y, x = np.mgrid[0:16, 0:24]
     for k in range(start, start + length):
         frame = {
-            SIDE: picture(2 * k, 64, 48),
+            SIDE: picture(4 * k, 64, 48),
             HAND: picture(k + 7, 40, 32),
             DEPTH: (0.5 + 0.01 * k + 0.03 * x + 0.02 * y).astype(np.float32),
             "observation.state": np.sin(np.float32([0.1, 0.2, 0.3]) * k, dtype=np.float32),
@@ -65,12 +65,12 @@ def events(shard: Path) -> Iterator[Row | EpisodeEnd]:
     if shard.name == "a":
         yield from rows(20, 0, lambda k: TASKS[0])
         yield EpisodeEnd(None)
-        yield from rows(4, 50, lambda k: TASKS[0])
+        yield from rows(4, 25, lambda k: TASKS[0])
         yield EpisodeEnd("too short")
-        yield from rows(13, 60, lambda k: TASKS[k >= 6])
+        yield from rows(13, 30, lambda k: TASKS[k >= 6])
         yield EpisodeEnd(None)
     else:
-        yield from rows(9, 90, lambda k: TASKS[1])
+        yield from rows(9, 50, lambda k: TASKS[1])
         yield EpisodeEnd(None)
 
 
@@ -274,7 +274,7 @@ SABOTAGES: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
     "a count": (change_statistic("action", "count", 0, 2), "sample", ["count of action is 84, the table gives 42"]),
     "bytes": (bytes_as_statistics, "sample", [f"{HAND} has min", "within 0 to 1"]),
     "two frames": (edit_video(SIDE, swap(4, 5)), "full", ["episode 0 (of a), frame 4", SIDE, "out of place"]),
-    "a kept frame": (edit_video(SIDE, swap(8, 9)), "sample", ["episode 0 (of a), frame 8", SIDE, "out of place"]),
+    "a kept frame": (edit_video(SIDE, swap(15, 16)), "sample", ["episode 0 (of a), frame 15", SIDE, "out of place"]),
     "shifted": (edit_video(HAND, lambda f: [f[0], *f[:-1]]), "sample", ["frame 19", HAND, "out of place"]),
     "a frame lost": (edit_video(HAND, lambda f: f[:20] + f[21:]), "sample", ["41 frames for 42 rows of " + HAND]),
     "blank": (edit_video(SIDE, lambda f: [np.zeros_like(p) for p in f]), "sample", [SIDE, "expected at least 30.0"]),
@@ -299,7 +299,7 @@ def test_what_was_tampered_with_is_named(tampered: Path, name: str) -> None:
 def test_a_bag_that_changed_since_is_noticed(sound: Path) -> None:
     def changed(shard: Path) -> Iterator[Row | EpisodeEnd]:
         for event in events(shard):
-            if isinstance(event, Row) and event.stamp_ns == 64 * 10**8:
+            if isinstance(event, Row) and event.stamp_ns == 34 * 10**8:
                 event = Row(event.stamp_ns, "other", event.frame | {SIDE: event.frame[SIDE] // 2}, event.action + 1)
             yield event
 
@@ -330,7 +330,8 @@ def test_a_witness_keeps_few_pictures_evenly_and_the_last(tmp_path: Path, length
     assert episode.pictures[0] == 0
     assert episode.pictures[-1] == length - 1
     assert len(episode.pictures) <= KEPT
-    assert max(np.diff([*episode.pictures, length])) <= max(1, 2 * length // 3)
+    assert max(np.diff(episode.pictures), default=0) <= max(1, 2 * length // 3)
+    assert all(frame % 2 for frame in episode.pictures[1:-1]) or length < 4
     for frame in episode.pictures:
         assert (episode.picture(SIDE, frame) == frame % 256).all()
     np.testing.assert_array_equal(episode.vector("action")[:, 0], np.arange(length))

@@ -108,13 +108,19 @@ class _Episode:
         self._files[key].write(np.ascontiguousarray(value, dtype="<f4").tobytes())
 
     def _hold(self, pictures: dict[str, np.ndarray]) -> None:
-        """Every n-th, n doubling: evenly spread, however long the episode gets."""
+        """The first, and every n-th, n doubling: evenly spread, however long the episode gets.
+
+        The n-th have odd numbers: with two frames from one whole picture to the next, these are the worse ones.
+        """
         self._last = pictures
-        if self._frames % self._every == 0:
+        if self._is_due(self._frames):
             self._held[self._frames] = pictures
         if len(self._held) == KEPT:
             self._every *= 2
-            self._held = {frame: held for frame, held in self._held.items() if frame % self._every == 0}
+            self._held = {frame: held for frame, held in self._held.items() if self._is_due(frame)}
+
+    def _is_due(self, frame: int) -> bool:
+        return frame == 0 or (frame + 1) % self._every == 0
 
     def finish(self) -> None:
         self._close()

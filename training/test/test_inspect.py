@@ -171,6 +171,8 @@ def test_a_group_is_guessed_of_an_actions_feedback(tmp_path: Path) -> None:
     feedback = [(f"/{m.topic}", m.receive_ns, m.msgtype, m.message) for m in sent if "feedback" in m.topic]
     assert len(feedback) == 2
     bag = recorded_as(tmp_path / "bag", [*camera_and_joints(["b", "a"]), *feedback])
+    other = Embodiment.from_yaml(FOLLOWING.replace("a: {", "elbow: {"), "test")
+    assert any("/_action/feedback has no elbow, only a, b" in line for line in lacks(look_at(bag), other))
     (group,) = Embodiment.from_yaml(guess([look_at(bag)], "arm"), "test").action_groups
     assert group.topic == "arm_controller/follow_joint_trajectory"
     assert (group.interface, tuple(group.joints)) == ("follow_joint_trajectory", ("a", "b"))

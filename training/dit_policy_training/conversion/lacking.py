@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from dit_policy_ros.embodiment import Camera, Embodiment
 from dit_policy_training.conversion.inspection import BagLook, TopicLook
+from dit_policy_training.conversion.layout import command_topic
 
 
 def lacks(look: BagLook, embodiment: Embodiment) -> list[str]:
@@ -26,7 +27,8 @@ def _lacks(look: BagLook, embodiment: Embodiment) -> Iterator[str]:
         yield from _no_joints(found, embodiment.state.joints)
         yield from _gap(found, embodiment.state.max_age)
     for group in embodiment.action_groups:
-        if (found := by_name.get(group.topic.lstrip("/"))) is not None and found.joints.names:
+        topic = command_topic(group.topic, group.interface)
+        if (found := by_name.get(topic.lstrip("/"))) is not None and found.joints.names:
             yield from _no_joints(found, tuple(group.joints))
 
 

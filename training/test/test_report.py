@@ -284,6 +284,10 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], list[str]]] = {
         lambda f: f["verified"]["psnr_db"][SIDE].update(median=29.94),
         ["side lost much in its video: PSNR 29.9 dB at the median, 41.5", "--video.crf"],
     ),
+    "coarse colours": (
+        lambda f: f["verified"].update(colour_error={SIDE: 31.0}),
+        ["side: in every tenth frame the colour of some 8x8 pixels is 31 of 255 off", "pix_fmt=yuv444p"],
+    ),
     "action is state": (lambda f: f["agreement"].update(state=0.95), ["In 95% of the rows", "action_from=next_state"]),
 }
 
@@ -297,6 +301,7 @@ def test_each_warning_comes_with_its_cause(figures: dict[str, Any], kind: str) -
     edit, expected = EDITS[kind]
     changed = json.loads(json.dumps(figures))
     edit(changed)
+    kind = {"coarse colours": "coarse pictures"}.get(kind, kind)
     (warning,) = [warning for warning in warnings_of(changed) if warning.kind == kind]
     assert all(part in warning.sentence for part in expected), warning.sentence
     assert kind not in [before.kind for before in warnings_of(figures)]

@@ -14,7 +14,7 @@ import pytest
 from dit_policy_training.conversion.evidence import FOLDER, KEPT, ShardEvidence, Witness
 from dit_policy_training.conversion.findings import SHOWN, Findings
 from dit_policy_training.conversion.layout import Layout
-from dit_policy_training.conversion.likeness import LOSSLESS, bound, fault
+from dit_policy_training.conversion.likeness import LOSSLESS, bound, colour_error, fault
 from dit_policy_training.conversion.merging import merge_shards
 from dit_policy_training.conversion.options import DepthCamera, VideoOptions
 from dit_policy_training.conversion.shards import ShardWriter
@@ -345,6 +345,17 @@ def test_bounds_follow_the_codec_and_its_crf() -> None:
     assert of("h264", 18) > of("h264", 30) > of("h264", 60) == 18.0
     assert bound({"dtype": "video", "info": {"video.codec": "h264"}}) == 18.0  # a hardware encoder's, without crf
     assert bound({"dtype": "image"}) == LOSSLESS
+
+
+def test_the_colour_of_small_things_is_compared() -> None:
+    expected = np.full((48, 64, 3), 90, np.uint8)
+    expected[8:16, 16:24] = (40, 70, 210)
+    found = expected.copy()
+    found[8:16, 16:24] = (110, 70, 130)
+    assert colour_error(expected, expected) == 0
+    assert colour_error(found, expected) == 80
+    found[8:16, 16:20] = expected[8:16, 16:20]
+    assert colour_error(found, expected) == 40
 
 
 def test_a_noisy_still_scene_is_no_fault() -> None:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 LOSSLESS = float("inf")
+CELL = 8  # pixels
 CLOSER = 3.0  # dB by which another picture must be nearer before it counts as the one that is shown
 # (PSNR at a crf, loss for each step of crf), dB. The worst frames measured lie 1.5 dB and more above: still scenes, and
 # textures that pan, turn, flicker and are cut, with sensor noise up to a deviation of 15 grey levels; and white noise.
@@ -35,6 +36,13 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     if a.shape != b.shape:
         return -LOSSLESS
     return _decibels(cv2.cvtColor(a, cv2.COLOR_RGB2GRAY), cv2.cvtColor(b, cv2.COLOR_RGB2GRAY))
+
+
+def colour_error(found: np.ndarray, expected: np.ndarray) -> int:
+    """The largest difference of any channel, 0 to 255, in the mean of any CELL x CELL pixels: small things' colour."""
+    size = (max(1, expected.shape[1] // CELL), max(1, expected.shape[0] // CELL))
+    here, there = (cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in (found, expected))
+    return int(cv2.absdiff(here, there).max())
 
 
 def fault(found: np.ndarray, expected: np.ndarray, others: Iterable[np.ndarray], least: float) -> str | None:

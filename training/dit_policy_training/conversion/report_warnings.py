@@ -19,6 +19,7 @@ AT_LIMIT_SHARE = 0.05  # of rows
 TOO_FAST_SHARE = 0.001
 LENGTH_RATIO = 3.0  # of the median
 COARSE = 33.0  # dB, the median PSNR of a camera's frames
+COLOUR = 24.0  # of 255, the error in every tenth frame
 DARK, BRIGHT = 0.08, 0.92  # mean brightness, 0 to 1
 
 
@@ -320,6 +321,16 @@ def _coarse(figures: Figures) -> Iterator[Caution]:
                 f"{key.removeprefix('observation.images.')} lost much in its video: PSNR {likeness['median']:.1f} dB "
                 f"at the median, {likeness['min']:.1f} at the least.",
                 "Look at it: a lower --video.crf keeps more, and more light makes less noise to lose.",
+            )
+
+    for key, error in figures["verified"].get("colour_error", {}).items():
+        if error > COLOUR:
+            yield Caution(
+                "coarse pictures",
+                f"{key.removeprefix('observation.images.')}: in every tenth frame the colour of some 8x8 pixels is "
+                f"{error:.0f} of 255 off, and more.",
+                "Small coloured things change their colour. Keep it with --video.codec=h264 --video.crf=18 "
+                "--video.preset=superfast --video.pix_fmt=yuv444p.",
             )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from dit_policy_training.conversion.evidence import EpisodeEvidence, EvidenceError
 from dit_policy_training.conversion.findings import Findings
-from dit_policy_training.conversion.likeness import LOSSLESS, bound, fault, psnr
+from dit_policy_training.conversion.likeness import LOSSLESS, bound, colour_error, fault, psnr
 from dit_policy_training.conversion.reloaded import Reel, Reloaded
 
 
@@ -27,19 +27,29 @@ class Expected:
 
 @dataclass
 class Likeness:
-    """PSNR of the frames compared, dB, by camera."""
+    """PSNR of the frames compared, dB, and their largest error of colour, 0 to 255, by camera."""
 
     decibels: dict[str, list[float]] = field(default_factory=dict)
+    colours: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, key: str, found: np.ndarray, sampled: np.ndarray) -> None:
         """Count one frame."""
-        self.decibels.setdefault(key, []).append(psnr(found, sampled))
+        if found.shape == sampled.shape:
+            self.decibels.setdefault(key, []).append(psnr(found, sampled))
+            self.colours.setdefault(key, []).append(colour_error(found, sampled))
+
+    def take(self, other: "Likeness") -> None:
+        """Count those of `other`."""
+        for key, values in other.decibels.items():
+            self.decibels.setdefault(key, []).extend(values)
+            self.colours.setdefault(key, []).extend(other.colours[key])
 
     def figures(self, bounds: Mapping[str, float]) -> dict[str, Any]:
         """For the report: how many were compared, and how like they were."""
         return {
             "pictures_compared": sum(map(len, self.decibels.values())),
             "psnr_db": {key: _spread(values, bounds[key]) for key, values in self.decibels.items()},
+            "colour_error": {key: round(float(np.percentile(values, 90)), 1) for key, values in self.colours.items()},
         }
 
 
@@ -80,8 +90,7 @@ def check_all_frames(
             events = _rows_of(shard) if reread is None else reread(shard)
             for found, alike in _compared(opened, shard.name, number, events, exact=reread is None):
                 findings.take(found)
-                for key, values in alike.decibels.items():
-                    likeness.decibels.setdefault(key, []).extend(values)
+                likeness.take(alike)
                 number += 1
         except ValueError as error:
             source = "it" if reread is None else "its bag"

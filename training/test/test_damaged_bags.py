@@ -457,7 +457,7 @@ def test_a_conversion_uses_what_is_sound_and_says_what_is_not(tmp_path: Path, em
     short = write_bag(bags / "b", recorded)
     bag_kit.changed(short, lambda data: bytes(data[: round(0.7 * len(data))]))
     (bags / "c.mcap").touch()
-    config = config_for(bags, embodiment_file, tmp_path / "out", recover=True, workers=1)
+    config = config_for(bags, embodiment_file, tmp_path / "out", recover=True)
     console = Console(record=True, width=300, file=io.StringIO())
     refused = {refusal.bag.name: refusal.reason for refusal in convert(config, console)}
     assert refused.keys() == {"c.mcap"}

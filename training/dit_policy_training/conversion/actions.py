@@ -110,7 +110,7 @@ class Actions:
         if msgtype is None:
             self._feeds.connect(clock)  # told with all the others that are missing
             return
-        track = Track(clock.account.name, source.topic, clock.account.sampling, numbers_of(source, msgtype))
+        track = Track(clock.account.name, source.topic, clock.account.sampling, numbers_of(source, msgtype), told=True)
         self._feeds.remember(track, measured)
         self._parts.append(track)
         self._feeds.connect(clock, track.add, measured=measured, lead_ns=self._lead_ns)

@@ -224,6 +224,10 @@ def plan_annotations(annotations: Sequence[Annotation], recording: Recording) ->
         if annotation.end > seconds + 0.001:
             raise EpisodeError(f"{annotation.where}: end is {annotation.end} s, but the bag is {seconds:.3f} s long")
         start_ns, end_ns = (recording.start_ns + round(at * 1e9) for at in (annotation.start, annotation.end))
+        if spans and start_ns < spans[-1].end_ns:
+            raise EpisodeError(
+                f"{annotation.where}: begins at {annotation.start} s, within another episode of this bag"
+            )
         spans.append(Span(start_ns, end_ns, annotation.task))
     return Plan(spans)
 
@@ -232,7 +236,7 @@ def _instruction_spans(recording: Recording, topic: str) -> Iterator[Span]:
     before: tuple[int, str] | None = None
     for message in recording.messages([topic]):
         task = str(message.data).strip()
-        if before is not None and task != before[1]:
+        if before is not None and task != before[1] and message.receive_ns > before[0]:
             yield Span(before[0], message.receive_ns)
         if before is None or task != before[1]:
             before = (message.receive_ns, task)
@@ -244,9 +248,9 @@ def _trimmed(plan: Plan, recording: Recording, config: ConvertConfig, embodiment
     """Each span from its first movement to its last, and the margin beyond."""
     options, state = config.episodes, embodiment.state
     margin_ns, window_ns = round(options.idle_margin * 1e9), round(WINDOW * 1e9)
-    by_header = stamp_choice(config.time, state.topic) != "receive"
+    max_skew_ns = round(config.time.max_skew * 1e9) if stamp_choice(config.time, state.topic) != "receive" else None
     positions = partial(decode_joints, joints=state.joints, topic=state.topic)
-    movements = _movements(recording.messages([state.topic]), positions, options.idle_speed, by_header)
+    movements = _movements(recording.messages([state.topic]), positions, options.idle_speed, max_skew_ns)
     ends: dict[int, tuple[int, int]] = {}
     for t_ns in movements:
         found = plan.at(t_ns)
@@ -269,14 +273,16 @@ def _trimmed(plan: Plan, recording: Recording, config: ConvertConfig, embodiment
 
 
 def _movements(
-    messages: Iterable[BagMessage], positions: Callable[[Any], Any], idle_speed: float, by_header: bool
+    messages: Iterable[BagMessage], positions: Callable[[Any], Any], idle_speed: float, max_skew_ns: int | None
 ) -> Iterator[int]:
-    """The instants at which the joints are found to move."""
+    """The instants at which the joints are found to move; by receive time if max_skew_ns is None."""
     stillness = Stillness(idle_speed)
     newest_ns = BEGINNING_OF_TIME
     for message in messages:
-        stamp_ns = message.stamp_ns if by_header else None
+        stamp_ns = None if max_skew_ns is None else message.stamp_ns
         t_ns = message.receive_ns if stamp_ns is None else stamp_ns
+        if max_skew_ns is not None and abs(t_ns - message.receive_ns) > max_skew_ns:
+            continue  # of no row either, see StreamClock.stamp; a stamp far ahead would make all that follow late
         if t_ns <= newest_ns:
             continue  # late: what came before it has told already
         newest_ns = t_ns

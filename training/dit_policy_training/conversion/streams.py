@@ -30,12 +30,15 @@ class Track:
     between the two. How old a message may be is the stream clock's business.
     """
 
-    def __init__(self, name: str, topic: str, sampling: str, decode: Callable[[Any], np.ndarray]):
-        self._sampling = sampling
+    def __init__(self, name: str, topic: str, sampling: str, decode: Callable[[Any], np.ndarray], told: bool = False):
+        """told: of two messages at one instant the second counts, as with commands; else the first, as in the node."""
+        self._sampling, self._told = sampling, told
         self._stream = Stream(name, topic, _FOREVER_NS, _FOREVER_NS, decode)
 
     def add(self, stamp_ns: int, message: Any) -> None:
         """Keep a message."""
+        if self._told and self._stream.newest_ns == stamp_ns:
+            self._stream.samples.pop()
         self._stream.add(Sample(stamp_ns, message))
 
     def forget(self, t_ns: int) -> None:
@@ -83,8 +86,9 @@ class NodeView:
     """The embodiment's pictures and joint positions at an instant, each as of it, by the policy node's own code."""
 
     def __init__(self, embodiment: Embodiment, max_skew: float):
-        # A tick may have to wait for a late stream by so much longer than the node would.
-        more = ceil((max(0.0, max_skew - SLACK)) * embodiment.fps)
+        # A tick may have to wait so much longer than the node would: for a stream stamped max_skew behind its receive
+        # time, while another is stamped as much ahead.
+        more = ceil((max(0.0, 2 * max_skew - SLACK)) * embodiment.fps)
         self._buffer = ObservationBuffer(embodiment, n_obs_steps=3 + more)
 
     def sink(self, topic: str) -> Callable[[int, Any], None]:

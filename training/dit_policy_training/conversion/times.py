@@ -99,6 +99,11 @@ class StreamClock:
         return self.account.stamp != "receive"
 
     @property
+    def _is_told(self) -> bool:
+        """Whether of two messages at one instant, as simulated clocks make them, the second replaces the first."""
+        return self.account.kind in ("action", "task") and not self.by_header
+
+    @property
     def _allowance_ns(self) -> int:
         """So much later than an instant no message stamped before it can come."""
         return self._max_skew_ns if self.by_header else 0
@@ -166,12 +171,14 @@ class StreamClock:
         return back or (abs(stamp_step - receive_step) > self._max_skew_ns and not late)
 
     def add(self, stamp_ns: int, receive_ns: int, done_ns: int) -> bool:
-        """Note a message; False if another one of that stamp is there already. Up to `done_ns` rows have been made."""
+        """Note a message; False if another of that stamp is there already and stays. Rows are made up to `done_ns`."""
         before, self._last, self._astray = self._last, (stamp_ns, receive_ns), None
         newest_ns = self.newest_ns
         if newest_ns is not None and stamp_ns <= newest_ns:
             place = bisect_left(self._stamps, stamp_ns)
             if place < len(self._stamps) and self._stamps[place] == stamp_ns:
+                if self._is_told:
+                    return True
                 self.account.duplicates += 1
                 return False
             self.account.late += 1
@@ -220,6 +227,8 @@ class StreamClock:
         if self._is_silence(before, after, lonely_ns, now_ns, ticks):
             kind = "stale" if self._astray is None else "clock"
             until_ns = self._certain(after, now_ns)
+            if until_ns <= t_ns:
+                return False  # the message that ends the silence may still come, stamped before t_ns
             return Silence(before, until_ns, self.account.name, kind, self._astray or self._stale())
         return after is not None
 

@@ -219,7 +219,7 @@ def plan_annotations(annotations: Sequence[Annotation], recording: Recording) ->
     if not mine:
         raise EpisodeError(f"no annotation for {recording.bag.name}")
     seconds = (recording.end_ns - recording.start_ns) / 1e9
-    spans = []
+    spans: list[Span] = []
     for annotation in sorted(mine, key=lambda annotation: annotation.start):
         if annotation.end > seconds + 0.001:
             raise EpisodeError(f"{annotation.where}: end is {annotation.end} s, but the bag is {seconds:.3f} s long")

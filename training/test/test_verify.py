@@ -14,7 +14,7 @@ import pytest
 from dit_policy_training.conversion.evidence import FOLDER, KEPT, ShardEvidence, Witness
 from dit_policy_training.conversion.findings import SHOWN, Findings
 from dit_policy_training.conversion.layout import Layout
-from dit_policy_training.conversion.likeness import LOSSLESS, bound, colour_error, fault
+from dit_policy_training.conversion.likeness import LOSSLESS, bound, colour_error, fault, psnr
 from dit_policy_training.conversion.merging import merge_shards
 from dit_policy_training.conversion.options import DepthCamera, VideoOptions
 from dit_policy_training.conversion.shards import ShardWriter
@@ -242,6 +242,18 @@ def shift_video_times(folder: Path) -> None:
     episodes.to_parquet(path)
 
 
+def change_window(column: str) -> Callable[[Path], None]:
+    """The rows that LeRobot takes for the second episode's when it looks back and ahead."""
+
+    def change(folder: Path) -> None:
+        (path,) = (folder / "dataset" / "meta" / "episodes").rglob("*.parquet")
+        episodes = pd.read_parquet(path)
+        episodes.loc[1, column] += 1
+        episodes.to_parquet(path)
+
+    return change
+
+
 def change_depth(folder: Path) -> None:
     shutil.copy(video_of(folder, SIDE), video_of(folder, DEPTH))
 
@@ -281,6 +293,12 @@ SABOTAGES: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
     "colours": (edit_video(SIDE, lambda f: [p[..., ::-1] for p in f]), "full", [SIDE, "red and blue"]),
     "another camera": (exchange_cameras, "sample", [HAND, "another picture"]),
     "video times": (shift_video_times, "sample", ["episode 2 (of b), frame 8", "LeRobot does not give it"]),
+    "first row": (
+        change_window("dataset_from_index"),
+        "sample",
+        ["episode 1: dataset_from_index", "is 21, expected 20"],
+    ),
+    "last row": (change_window("dataset_to_index"), "sample", ["episode 1: dataset_to_index", "is 34, expected 33"]),
     "depth": (change_depth, "sample", [DEPTH]),
     "evidence": (lose_episode, "sample", ["b has no evidence", "convert again"]),
     "a video": (empty_video, "sample", ["no readable"]),
@@ -363,7 +381,19 @@ def test_a_noisy_still_scene_is_no_fault() -> None:
     rng = np.random.default_rng(0)
     scene = picture(3, 64, 48)
     noisy = [np.clip(scene + rng.normal(0, 4, scene.shape), 0, 255).astype(np.uint8) for _ in range(4)]
-    assert fault(noisy[0], noisy[1], noisy[2:], 25.5) is None
+    apart = [psnr(noisy[1], other) for other in noisy[2:]]
+    assert fault(noisy[0], noisy[1], noisy[2:], apart, 25.5) is None
+
+
+def test_a_coarse_frame_beside_a_fine_one_of_the_same_picture_is_no_fault() -> None:
+    """Two rows of one picture, as where fps is above the camera's: the encoder keeps one of them better."""
+    rng = np.random.default_rng(0)
+    scene, other = picture(3, 64, 48), picture(40, 64, 48)
+    coarse = np.clip(scene + rng.normal(0, 6, scene.shape), 0, 255).astype(np.uint8)
+    assert psnr(coarse, scene) < 37
+    apart = [psnr(scene, other), LOSSLESS]
+    assert fault(coarse, scene, [other, scene], apart, 25.5) is None
+    assert "out of place" in (fault(other, scene, [scene], apart[:1], 10.0) or "")
 
 
 def test_many_problems_of_one_kind_are_counted() -> None:

@@ -8,12 +8,14 @@ table, or in a merge, cannot go wrong here in the same way.
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import cv2
 import numpy as np
+
+from dit_policy_training.conversion.likeness import LOSSLESS, psnr
 
 FOLDER = "evidence"  # in a shard's folder
 KEPT = 4  # pictures a camera and episode, the last one among them
@@ -32,6 +34,8 @@ class EpisodeEvidence:
     tasks: list[list[Any]]  # [first frame, task] wherever the task changes; the first at frame 0
     vectors: dict[str, int]  # length by feature
     pictures: list[int]  # frames whose pictures were kept, ascending; the last frame among them
+    # By camera and kept frame: how like (PSNR, dB) the row before and the row after are, None if equal.
+    beside: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
 
     def vector(self, key: str) -> np.ndarray:
         """(frames, length) float32; raises EvidenceError if values are missing."""
@@ -91,6 +95,8 @@ class _Episode:
         self._lengths: dict[str, int] = {}
         self._held: dict[int, dict[str, np.ndarray]] = {}
         self._last: dict[str, np.ndarray] = {}
+        self._before: dict[str, np.ndarray] = {}
+        self._beside: dict[int, dict[str, list[float | None]]] = {}
 
     def add(self, values: Mapping[str, np.ndarray], task: str) -> None:
         if not self._tasks or self._tasks[-1][1] != task:
@@ -112,19 +118,32 @@ class _Episode:
 
         The n-th have odd numbers: with two frames from one whole picture to the next, these are the worse ones.
         """
-        self._last = pictures
+        if self._frames - 1 in self._held:
+            self._compare(self._frames - 1, self._last, pictures)
         if self._is_due(self._frames):
             self._held[self._frames] = pictures
+            self._compare(self._frames, pictures, self._last)
+        self._before, self._last = self._last, pictures
         if len(self._held) == KEPT:
             self._every *= 2
             self._held = {frame: held for frame, held in self._held.items() if self._is_due(frame)}
+
+    def _compare(self, frame: int, pictures: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> None:
+        """How like a held row's pictures are to those of a row beside it; depth is not compared."""
+        told = self._beside.setdefault(frame, {})
+        for key, other in others.items():
+            if other.dtype == np.uint8:
+                decibels = psnr(pictures[key], other)
+                told.setdefault(key, []).append(None if decibels == LOSSLESS else round(decibels, 2))
 
     def _is_due(self, frame: int) -> bool:
         return frame == 0 or (frame + 1) % self._every == 0
 
     def finish(self) -> None:
         self._close()
-        self._held[self._frames - 1] = self._last
+        if self._frames - 1 not in self._held:
+            self._held[self._frames - 1] = self._last
+            self._compare(self._frames - 1, self._last, self._before)
         for frame, pictures in self._held.items():
             for key, picture in pictures.items():
                 _write_picture(self._folder, f"{key}-{frame:06d}", picture)
@@ -133,8 +152,16 @@ class _Episode:
             "tasks": self._tasks,
             "vectors": self._lengths,
             "pictures": sorted(self._held),
+            "beside": self._told_beside(),
         }
         (self._folder / "episode.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
+
+    def _told_beside(self) -> dict[str, dict[str, list[float | None]]]:
+        told: dict[str, dict[str, list[float | None]]] = {}
+        for frame in sorted(self._held):
+            for key, decibels in self._beside.get(frame, {}).items():
+                told.setdefault(key, {})[str(frame)] = decibels
+        return told
 
     def forget(self) -> None:
         self._close()

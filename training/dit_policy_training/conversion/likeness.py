@@ -13,6 +13,7 @@ import numpy as np
 LOSSLESS = float("inf")
 CELL = 8  # pixels
 CLOSER = 3.0  # dB by which another picture must be nearer before it counts as the one that is shown
+STRAYED = 1.5  # dB by which a frame may be nearer to what was sampled for it than a neighbour's picture is, and be that
 # (PSNR at a crf, loss for each step of crf), dB. The worst frames measured lie 1.5 dB and more above: still scenes, and
 # textures that pan, turn, flicker and are cut, with sensor noise up to a deviation of 15 grey levels; and white noise.
 BOUNDS = {"av1": (29.0, 20, 0.35), "h264": (30.0, 18, 0.5), "hevc": (30.0, 18, 0.5)}
@@ -45,10 +46,13 @@ def colour_error(found: np.ndarray, expected: np.ndarray) -> int:
     return int(cv2.absdiff(here, there).max())
 
 
-def fault(found: np.ndarray, expected: np.ndarray, others: Iterable[np.ndarray], least: float) -> str | None:
+def fault(
+    found: np.ndarray, expected: np.ndarray, others: Iterable[np.ndarray], apart: Iterable[float], least: float
+) -> str | None:
     """What is wrong with a picture, in words, or None.
 
-    All (H, W, 3) uint8; `others` are the pictures beside `expected` in time, `least` the bound in dB.
+    All (H, W, 3) uint8; `others` are the dataset's pictures before and after it, `apart` says how like (PSNR, dB)
+    `expected` was to what was sampled before and after, `least` is the bound in dB.
     """
     if found.shape != expected.shape:
         return f"its size is {found.shape[1]}x{found.shape[0]}, expected {expected.shape[1]}x{expected.shape[0]}"
@@ -56,7 +60,11 @@ def fault(found: np.ndarray, expected: np.ndarray, others: Iterable[np.ndarray],
         wrong = np.count_nonzero((found != expected).any(axis=-1))
         return f"{wrong} of {found.shape[0] * found.shape[1]} pixels differ, expected none" if wrong else None
     own = psnr(found, expected)
-    if any(psnr(other, expected) > own + CLOSER for other in others):
+    # A frame that shows a neighbour's picture is as far from its own as that is; a coarse frame is nearer. Where the
+    # neighbour was the same picture, one of the two may well be the better.
+    differing = [(other, decibels) for other, decibels in zip(others, apart, strict=False) if decibels != LOSSLESS]
+    strayed = any(own < decibels + STRAYED for _, decibels in differing)
+    if strayed and any(psnr(other, expected) > own + CLOSER for other, _ in differing):
         return f"the frame beside it shows the expected picture better ({own:.1f} dB here): frames are out of place"
     if own < least:
         return f"PSNR {own:.1f} dB, expected at least {least:.1f}: another picture, or too coarse a --video.crf"

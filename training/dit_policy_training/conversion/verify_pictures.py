@@ -74,7 +74,12 @@ def _check_kept(
         except EvidenceError as error:
             findings.add("evidence", f"{episode}: {error}")
             continue
-        _compare(opened, reel, f"{episode}, frame {frame}", frame, key, sampled, likeness, findings)
+        apart = [LOSSLESS if value is None else value for value in _beside(episode.evidence, key, frame)]
+        _compare(opened, reel, f"{episode}, frame {frame}", frame, key, sampled, apart, likeness, findings)
+
+
+def _beside(evidence: EpisodeEvidence, key: str, frame: int) -> list[float | None]:
+    return evidence.beside.get(key, {}).get(str(frame), [])
 
 
 def check_all_frames(
@@ -107,10 +112,11 @@ def _compared(
 ) -> Iterator[tuple[Findings, Likeness]]:
     """What is wrong with each kept episode of a shard. Whether it is kept is known only at its end."""
     findings, likeness, frame, reel = Findings(), Likeness(), 0, Reel(opened, number)
-    for event in events:
+    for before, event, after in _with_neighbours(events):
         if not hasattr(event, "reason"):
             if frame < len(reel):
-                _compare_row(opened, reel, _name(number, shard), frame, event, exact, likeness, findings)
+                beside = [row for row in (before, after) if row is not None]
+                _compare_row(opened, reel, _name(number, shard), frame, event, beside, exact, likeness, findings)
             frame += 1
             continue
         if event.reason is None:
@@ -122,12 +128,25 @@ def _compared(
         findings, likeness, frame, reel = Findings(), Likeness(), 0, Reel(opened, number)
 
 
+def _with_neighbours(events: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
+    """Each event with the row before and the row after it in its episode, None where there is none."""
+    before = current = None
+    for event in events:
+        if current is not None:
+            yield before, current, None if hasattr(event, "reason") else event
+            before = None if hasattr(current, "reason") else current
+        current = event
+    if current is not None:
+        yield before, current, None
+
+
 def _compare_row(
     opened: Reloaded,
     reel: Reel,
     name: str,
     frame: int,
     row: Any,
+    beside: Sequence[Any],
     exact: bool,
     likeness: Likeness,
     findings: Findings,
@@ -149,7 +168,9 @@ def _compare_row(
         if exact and not np.array_equal(reel.picture(key, frame), row.frame[key]):
             findings.add(key, f"{where}: {key} is not the shard's picture; merge again")
         elif not exact:
-            _compare(opened, reel, where, frame, key, row.frame[key], likeness, findings)
+            sampled = row.frame[key]
+            apart = [] if opened.is_depth(key) else [psnr(sampled, other.frame[key]) for other in beside]
+            _compare(opened, reel, where, frame, key, sampled, apart, likeness, findings)
 
 
 @dataclass(frozen=True)
@@ -195,6 +216,7 @@ def _compare(
     frame: int,
     key: str,
     sampled: np.ndarray,
+    apart: Sequence[float],
     likeness: Likeness,
     findings: Findings,
 ) -> None:
@@ -203,7 +225,7 @@ def _compare(
         wrong = _depth_fault(found, sampled, feature)
     else:
         likeness.add(key, found, sampled)
-        wrong = fault(found, sampled, reel.beside(key, frame), bound(feature))
+        wrong = fault(found, sampled, reel.beside(key, frame), apart, bound(feature))
     if wrong:
         findings.add(key, f"{where}: {key}: {wrong}. Look at the frame; if it is wrong, convert again")
 

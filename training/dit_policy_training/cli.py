@@ -18,12 +18,14 @@ from dit_policy_ros.policy.configuration import ConfigurationError
 def parse[T](
     config_class: type[T], args: Sequence[str] | None = None, prog: str | None = None, examples: str | None = None
 ) -> T:
-    """The configuration that `args` (default: the command line) describe; `--config` is short for `--config_path`.
+    """The configuration that `args` (default: the command line) describe; `--config` is short for `--config_path`, and
+    `--switch` for `--switch=true`.
 
     Exits with status 2 and one message on an unknown key, a wrong type or a file that is not there. `examples` end the
     help.
     """
-    given = list(_texts_quoted([_long_form(arg) for arg in (sys.argv[1:] if args is None else args)], config_class))
+    long_forms = [_long_form(arg) for arg in (sys.argv[1:] if args is None else args)]
+    given = list(_texts_quoted(_switched_on(long_forms, config_class), config_class))
     usage = _usage(config_class, prog)
     try:
         parser = ArgumentParser(config_class, formatter_class=_HelpFormatter, prog=prog, usage=usage, epilog=examples)
@@ -83,6 +85,13 @@ def _reasons(error: BaseException | None) -> str:
 def _long_form(arg: str) -> str:
     name, equals, value = arg.partition("=")
     return f"--config_path{equals}{value}" if name == "--config" else arg
+
+
+def _switched_on(args: Sequence[str], config_class: type) -> Iterator[str]:
+    """The arguments, with the value of each switch that stands by itself."""
+    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+        alone = arg.startswith("--") and following.startswith("--") and "=" not in arg
+        yield f"{arg}=true" if alone and _kind(arg.removeprefix("--"), config_class) is bool else arg
 
 
 def _texts_quoted(args: Sequence[str], config_class: type) -> Iterator[str]:

@@ -286,6 +286,14 @@ def test_texts_are_taken_as_they_are() -> None:
     assert (config.output, config.workers, config.overwrite) == (Path("2026-11-22"), 3, True)
 
 
+def test_a_switch_that_stands_by_itself_is_on() -> None:
+    needed = ["--bags=a", "--embodiment=e.yaml", "--output=o"]
+    for given in (["--recover", *needed], [*needed, "--recover"], [*needed, "--recover=true"]):
+        assert cli.parse(ConvertConfig, given).recover
+    assert not cli.parse(ConvertConfig, [*needed, "--recover", "false"]).recover
+    assert cli.parse(ConvertConfig, [*needed, "--episodes.trim_idle", "--workers", "2"]).episodes.trim_idle
+
+
 def test_help_says_what_must_be_given_and_every_option_once(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.parse(ConvertConfig, ["--help"], "dit_policy_training.convert", "examples: none")

@@ -3,7 +3,7 @@
 import json
 import sys
 from argparse import Action
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -94,7 +94,7 @@ def _switched_on(args: Sequence[str], config_class: type) -> Iterator[str]:
         yield f"{arg}=true" if alone and _kind(arg.removeprefix("--"), config_class) is bool else arg
 
 
-def _texts_quoted(args: Sequence[str], config_class: type) -> Iterator[str]:
+def _texts_quoted(args: Iterable[str], config_class: type) -> Iterator[str]:
     """The arguments, texts and paths in quotes: YAML reads `off` as false, 2026-11-22 as a date, stops at `*.mcap`."""
     quote_next = False
     for arg in args:

@@ -122,8 +122,8 @@ def _vectors(figures: Figures) -> str:
         plots = "".join(_histogram(value) for value in figures["vectors"][key])
         title = {"action": "Actions", "observation.state": "States"}.get(key, key)
         told.append(f'<h2>{escape(title)}</h2><div class="card plots">{plots}</div>')
-    note = '<p class="soft small">How often each value occurs over all rows. A dashed line: a limit that values reach.</p>'
-    return "".join(told).replace("</h2>", f"</h2>{note}", 1)
+    note = "How often each value occurs over all rows. A dashed line: a limit that values reach."
+    return "".join(told).replace("</h2>", f'</h2><p class="soft small">{note}</p>', 1)
 
 
 def _histogram(value: Figures) -> str:

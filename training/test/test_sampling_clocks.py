@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from dit_policy_training.conversion.options import EpisodeOptions
 from sampled import sample, seconds
-from toy_robot import STORE, Recorded, messages, string, trajectory, with_header_ns
+from toy_robot import START_NS, STORE, Recorded, messages, string, trajectory, with_header_ns
 
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.runtime.messages import stamp_ns
@@ -103,6 +103,23 @@ def test_one_wild_stamp_does_not_make_the_rest_idle(embodiment: Embodiment, tmp_
     options = EpisodeOptions(by="events", topic="operator", trim_idle=True)
     sampled = sample(tmp_path, recorded, embodiment, episodes=options)
     assert [len(rows) for rows in sampled.episodes] == [pytest.approx(13, abs=2), pytest.approx(20, abs=2)]
+
+
+def test_a_simulation_recorded_with_its_own_time_begins_at_zero(embodiment: Embodiment, tmp_path: Path) -> None:
+    def simulated(m: Recorded) -> Iterable[Recorded]:
+        receive_ns = m.receive_ns - START_NS
+        if m.topic in (*CAMERAS, "joint_states"):
+            m = replace(m, msg=with_header_ns(m.msg, stamp_ns(m.msg) - START_NS))
+        yield replace(m, receive_ns=receive_ns)
+
+    plain = sample(tmp_path, messages(3.0), embodiment)
+    recorded = messages(3.0, edit=simulated)
+    assert min(stamp_ns(m.msg) for m in recorded if m.topic == "joint_states") == 0
+    sampled = sample(tmp_path, recorded, embodiment)
+    assert [row.stamp_ns for row in sampled.rows] == [row.stamp_ns - START_NS for row in plain.rows]
+    for row, expected in zip(sampled.rows, plain.rows, strict=True):
+        np.testing.assert_array_equal(row.action, expected.action)
+        np.testing.assert_array_equal(row.frame["observation.state"], expected.frame["observation.state"])
 
 
 def test_annotations_that_overlap_under_two_names_of_a_bag(embodiment: Embodiment, tmp_path: Path) -> None:

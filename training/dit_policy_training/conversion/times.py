@@ -123,7 +123,7 @@ class StreamClock:
                 return receive_ns
         if header_ns is None:
             raise TimeError(f"{topic}: its messages have no header; say --time.stamps='{{{topic}: receive}}'")
-        if header_ns == 0:
+        if header_ns == 0 and receive_ns > self._max_skew_ns:  # a simulation's time begins at zero
             raise TimeError(
                 f"{topic}: the header stamp of the message received at {_seconds(receive_ns)} is zero: the driver does "
                 f"not stamp. Mend it, or take the receive time: --time.stamps='{{{topic}: receive}}'"

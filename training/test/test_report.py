@@ -1,6 +1,7 @@
 """The report: what it tells is what the tables and the accounts hold, and it opens anywhere."""
 
 import base64
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -14,12 +15,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import toy_robot
+from dit_policy_training.cli import parse
+from dit_policy_training.conversion import report_warnings
 from dit_policy_training.conversion.account import BagAccount, EpisodeAccount, GapAccount, StreamAccount
+from dit_policy_training.conversion.checking import check_options
 from dit_policy_training.conversion.layout import Layout
 from dit_policy_training.conversion.merging import merge_shards
-from dit_policy_training.conversion.options import VideoOptions
+from dit_policy_training.conversion.options import ConvertConfig, VideoOptions
 from dit_policy_training.conversion.report import write_report
 from dit_policy_training.conversion.report_plots import HEIGHT, WIDTH, bars, curves
+from dit_policy_training.conversion.report_style import STYLE
 from dit_policy_training.conversion.report_warnings import warnings_of
 from dit_policy_training.conversion.shards import ShardWriter
 
@@ -305,6 +310,26 @@ def test_each_warning_comes_with_its_cause(figures: dict[str, Any], kind: str) -
     (warning,) = [warning for warning in warnings_of(changed) if warning.kind == kind]
     assert all(part in warning.sentence for part in expected), warning.sentence
     assert kind not in [before.kind for before in warnings_of(figures)]
+
+
+def test_advice_names_options_as_they_are_given() -> None:
+    """Each `--option=value` of a warning, put on the command line, is understood and makes sense."""
+    source = inspect.getsource(report_warnings).replace("\\", "")
+    advised = re.findall(r"--[a-z_.]+='[^']*'|--[a-z_.]+=[^\s.;,)\"']+", source)
+    assert len(advised) >= 4
+    for option in advised:
+        given = option.replace("'", "").replace('" + stream["topic"] + "', "/joint_states")
+        if given.startswith("--episodes.by=annotations"):
+            continue  # wants a file beside it
+        config = parse(ConvertConfig, ["--bags=bags", "--embodiment=robot.yaml", "--output=out", given])
+        check_options(config)
+
+
+def test_a_long_word_in_a_warning_does_not_widen_the_page() -> None:
+    """Paths have no blanks to break a line at."""
+    (rule,) = re.findall(r"\.cautions li\{([^}]*)\}", STYLE)
+    assert "overflow-wrap:anywhere" in rule
+    assert "min-width:0" in rule
 
 
 def test_of_many_episodes_those_with_warnings_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,6 +254,13 @@ def change_window(column: str) -> Callable[[Path], None]:
     return change
 
 
+def exchange_names(folder: Path) -> None:
+    path = folder / "dataset" / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    info["features"]["action"]["names"].reverse()
+    path.write_text(json.dumps(info))
+
+
 def change_depth(folder: Path) -> None:
     shutil.copy(video_of(folder, SIDE), video_of(folder, DEPTH))
 
@@ -299,6 +306,7 @@ SABOTAGES: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
         ["episode 1: dataset_from_index", "is 21, expected 20"],
     ),
     "last row": (change_window("dataset_to_index"), "sample", ["episode 1: dataset_to_index", "is 34, expected 33"]),
+    "names": (exchange_names, "sample", ["info.json: action is", "a has", "convert again"]),
     "depth": (change_depth, "sample", [DEPTH]),
     "evidence": (lose_episode, "sample", ["b has no evidence", "convert again"]),
     "a video": (empty_video, "sample", ["no readable"]),

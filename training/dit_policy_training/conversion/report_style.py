@@ -23,7 +23,8 @@ p{margin:0 0 10px}a{color:inherit}
 .check{border-radius:12px;padding:11px 16px;background:var(--goodbg);color:var(--good)}
 .check.off{background:var(--badbg);color:var(--bad)}
 .cautions{display:grid;gap:8px;padding:0;margin:0;list-style:none}
-.cautions li{background:var(--warnbg);border:1px solid var(--warnline);border-radius:10px;padding:10px 14px}
+.cautions li{background:var(--warnbg);border:1px solid var(--warnline);border-radius:10px;padding:10px 14px;
+overflow-wrap:anywhere;min-width:0}
 .cautions b{color:var(--warn)}.cautions .advice{color:var(--soft)}
 .cautions .where{font-size:13px;color:var(--soft);margin-top:2px}
 .none{background:var(--goodbg);color:var(--good);border-radius:10px;padding:10px 14px}

@@ -93,7 +93,8 @@ def _gaps(figures: Figures) -> Iterator[Caution]:
         "needs a larger max_age in the embodiment.",
         "skew": "The cameras' clocks or triggers differ: synchronise them, or raise max_camera_skew in the embodiment.",
         "damaged": "Pictures could not be decoded: look for packet loss between camera and recorder.",
-        "clock": "The clock was set while recording: let NTP or PTP settle before, or take --time.stamps=receive.",
+        "clock": "The clock was set while recording: let NTP or PTP settle before, or take "
+        "--time.stamps='{\"*\": receive}'.",
     }
     for (stream, kind), found in by_kind.items():
         seconds = sum(gap["end"] - gap["start"] for _, gap in found)

@@ -5,6 +5,7 @@ statistics, and, by LeRobotDataset, a few frames of each episode, the last one a
 pictures. `full`: every frame too, against the bags read once more.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ def verify(dataset: Path, shards: Sequence[Path], mode: str, reread: Reread | No
     expected = _expected(shards, findings)
     opened = _opened(dataset, findings)
     if opened is not None:
+        _check_promises(opened, shards, findings)
         _check_numbering(opened, findings)
         _check_videos(opened, findings)
         check_statistics(opened, findings)
@@ -73,6 +75,27 @@ def _expected(shards: Sequence[Path], findings: Findings) -> list[Expected]:
     return episodes
 
 
+def _check_promises(opened: Reloaded, shards: Sequence[Path], findings: Findings) -> None:
+    """What info.json says: how many episodes, and of each feature the same as the shards say, its names in order."""
+    said = json.loads((opened.root / "meta" / "info.json").read_text())
+    if said["total_episodes"] != len(opened.episodes):
+        wrong = f"{said['total_episodes']} episodes, meta/episodes has {len(opened.episodes)}"
+        findings.add("info", f"info.json promises {wrong}; convert again")
+    for shard in shards:
+        try:
+            info = json.loads((shard / "meta" / "info.json").read_text())
+        except (OSError, ValueError):
+            continue  # told where its evidence is asked for, or by the merge
+        for key in sorted({*said["features"], *info["features"]}):
+            here, there = (_nature(one["features"].get(key, {})) for one in (said, info))
+            if here != there:
+                findings.add("info", f"info.json: {key} is {here}, {shard.name} has {there}; convert again")
+
+
+def _nature(feature: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {feature.get(name)}" for name in ("dtype", "shape", "names"))
+
+
 def _check_numbering(opened: Reloaded, findings: Findings) -> None:
     """The columns that number rows, frames and episodes, and the time of each row."""
     lengths = [int(episode["length"]) for episode in opened.episodes]
@@ -81,6 +104,12 @@ def _check_numbering(opened: Reloaded, findings: Findings) -> None:
         wrong = f"{len(opened.table)} rows in data/, the episodes of meta/ have {sum(lengths)}; convert again"
         findings.add("rows", wrong)
         return
+    ends = np.cumsum(lengths)
+    for column, places in (("dataset_from_index", ends - lengths), ("dataset_to_index", ends)):
+        for number, place in enumerate(places):  # by which LeRobot cuts its windows of time
+            if (said := int(opened.episodes[number][column])) != place:
+                wrong = f"episode {number}: {column} in meta/episodes is {said}, expected {place}; convert again"
+                findings.add("episodes", wrong)
     frames = np.concatenate([np.arange(length) for length in lengths])
     due = {
         "index": np.arange(len(frames)),

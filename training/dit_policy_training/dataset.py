@@ -83,6 +83,7 @@ def load_table(root: Path) -> Table:
     info = _read_info(root)
     embodiment = Embodiment.load(root / "embodiment.yaml")
     _check_features(root, info, embodiment)
+    _check_absolute(root)
     rows = pd.concat(
         (pd.read_parquet(path, columns=[STATE, ACTION, "episode_index", "task_index"]) for path in _data_files(root)),
         ignore_index=True,
@@ -143,6 +144,17 @@ def _check_features(root: Path, info: dict[str, Any], embodiment: Embodiment) ->
     ]
     if wrong:
         raise DatasetError(f"{root} does not fit its embodiment.yaml:\n  - " + "\n  - ".join(wrong))
+
+
+def _check_absolute(root: Path) -> None:
+    """Whether the converter was asked for relative actions, whose names are those of absolute ones."""
+    path = root / "conversion.json"
+    settings: dict[str, Any] = json.loads(path.read_text())["settings"] if path.exists() else {}
+    if settings.get("vectors", {}).get("action_mode", "absolute") != "absolute":
+        raise DatasetError(
+            f"{root} was converted with --vectors.action_mode=relative, and the node would take its actions for "
+            "positions; convert with absolute ones, and let the trainer make them relative (--policy.action_mode)"
+        )
 
 
 def _data_files(root: Path) -> list[Path]:

@@ -129,6 +129,14 @@ def nan_action(root: Path) -> None:
     rows.to_parquet(path)
 
 
+def relative_actions(root: Path) -> None:
+    path = root / "conversion.json"
+    conversion = json.loads(path.read_text())
+    assert conversion["settings"]["vectors"]["action_mode"] == "absolute"
+    conversion["settings"]["vectors"]["action_mode"] = "relative"
+    path.write_text(json.dumps(conversion))
+
+
 FAULTS = {
     "no_dataset": (drop("meta/info.json"), r"is not a LeRobotDataset: .*info\.json is missing\. Make one"),
     "old_format": (edit_info(lambda i: i.update(codebase_version="v2.1")), r"format v2\.1, v3\.0 is needed"),
@@ -139,6 +147,7 @@ FAULTS = {
         edit_info(lambda i: i["features"]["action"].update(names=["lift", "turn"])),
         r"action: \['lift', 'turn'\] in the dataset, \['turn', 'lift'\] in embodiment",
     ),
+    "relative": (relative_actions, r"converted with --vectors\.action_mode=relative, and the node would take its"),
     "nan": (nan_action, r"action is not finite in episode 1, frame \d+"),
     "rows_missing": (edit_info(lambda i: i.update(total_frames=1)), r"rows in data/, meta/info\.json promises 1"),
 }

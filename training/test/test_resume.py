@@ -1,5 +1,6 @@
 """Conversions that are killed, interrupted, repeated, shared: the dataset is always that of an undisturbed run."""
 
+import errno
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import toy_robot
 from converting import Launcher, arguments, config_for, digest, long_bag, tree, writer_of
+from dit_policy_training.conversion import merging
 from dit_policy_training.conversion.options import EpisodeOptions, VideoOptions
 from dit_policy_training.conversion.recording import fingerprint
 from dit_policy_training.convert import convert
@@ -354,3 +356,26 @@ def test_a_full_disk_stops_the_run_in_words(
     assert ended.returncode == 1
     assert "No space left on device; make room, then run the same command to go on" in ended.stderr
     assert "Traceback" not in ended.stdout + ended.stderr
+
+
+def test_a_disk_that_is_full_when_the_dataset_is_joined_is_named(
+    bags: Path, embodiment_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's refusal, where the parts are copied together; with room again, the same command goes on."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config = config_for(bags, embodiment_file, tmp_path / "out", verify="off")
+    with monkeypatch.context() as patched:
+        patched.setattr(merging, "merge_shards", full)
+        with pytest.raises(ValueError, match=r"out: No space left on device; make room, then run the same command"):
+            shown(config)
+    assert left_overs(tmp_path) == []
+    assert "0 bags read" in shown(config)[0]
+
+
+def test_an_output_that_cannot_be_written_is_named(bags: Path, embodiment_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"file/out\.shards cannot be made: Not a directory; give an --output where"):
+        shown(config_for(bags, embodiment_file, tmp_path / "file" / "out", verify="off"))

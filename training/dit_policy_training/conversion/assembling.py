@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_policy_training.conversion.disk import no_room
 from dit_policy_training.conversion.manifest import RECORD, Refusal, ShardRecord, flush, flush_name, write_json
 from dit_policy_training.conversion.options import VERIFY
 from dit_policy_training.conversion.settings import CONVERTER_VERSION, Settings
@@ -142,6 +143,10 @@ def _replacing(output: Path) -> Iterator[Path]:
             output.rename(replaced)
         partial.rename(output)
         flush_name(output)
+    except Exception as error:
+        if reason := no_room(error):
+            raise OutputError(f"{output}: {reason}; make room, then run the same command to go on") from error
+        raise
     finally:
         _put_back(replaced, output)
         shutil.rmtree(partial, ignore_errors=True)

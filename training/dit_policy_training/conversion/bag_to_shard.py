@@ -1,8 +1,6 @@
 """One bag to one shard, in a worker: recording -> sampler -> writer, then the name that says that it is complete."""
 
-import errno
 import json
-import os
 import shutil
 import time
 import traceback
@@ -14,6 +12,7 @@ from typing import Any, cast
 
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.runtime.observations import ObservationError
+from dit_policy_training.conversion.disk import no_room
 from dit_policy_training.conversion.jobs import Halt, Job, Progress
 from dit_policy_training.conversion.layout import Layout
 from dit_policy_training.conversion.manifest import Refusal, ShardRecord, ShardsFolder, files_of
@@ -24,7 +23,6 @@ from dit_policy_training.conversion.settings import Settings
 from dit_policy_training.conversion.shards import ShardWriter
 
 TELL_EVERY = 0.25  # s
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 Tell = Callable[[Progress], None]
 
@@ -46,7 +44,7 @@ def convert_bag(job: Job, tell: Tell) -> ShardRecord | Refusal | Halt:
     try:
         return conversion.shard()
     except Exception as error:
-        if reason := _no_room(error):
+        if reason := no_room(error):
             return Halt(f"{job.shards}: {reason}; make room, then run the same command to go on")
         words = str(error)
         if not words or not isinstance(error, (ValueError, OSError, ObservationError)):
@@ -145,15 +143,3 @@ def _nothing_kept(account: dict[str, Any]) -> str:
     reasons = Counter(episode["left_out"] for episode in account["episodes"])
     said = "; ".join(f"{count} times: {reason}" for reason, count in reasons.most_common())
     return f"none of its {len(account['episodes'])} episodes was kept: {said or 'it has none'}"
-
-
-def _no_room(error: BaseException) -> str:
-    """The reason, if the error comes of a disk that takes no more, by number or in a library's words; or nothing."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _NO_ROOM:
-            return os.strerror(seen.errno)
-        if os.strerror(errno.ENOSPC) in str(seen):
-            return os.strerror(errno.ENOSPC)
-        seen = seen.__cause__ or seen.__context__
-    return ""

@@ -10,16 +10,19 @@ _LOCK = ".lock"
 
 
 class LockedError(ValueError):
-    """Another conversion is at work on the same output."""
+    """Another conversion is at work on the same output, or it cannot be written."""
 
 
 @contextmanager
 def locked(folder: Path, part: str = "") -> Iterator[None]:
     """Hold `folder`, made if it is not there. A part of a job (`part`: its name) excludes only its like, and the whole.
 
-    Raises LockedError if it is held.
+    Raises LockedError if it is held, or cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LockedError(f"{folder} cannot be made: {error.strerror}; give an --output where you may write") from error
     whole = fcntl.LOCK_SH if part else fcntl.LOCK_EX
     with _held(folder / _LOCK, whole, folder):
         if not part:

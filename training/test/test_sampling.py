@@ -314,6 +314,8 @@ def test_the_layout_says_what_rows_hold(embodiment: Embodiment) -> None:
     [
         ({"vectors": VectorOptions(state_fields=["velocity"])}, r"state_fields=\['velocity'\]: expected position"),
         ({"vectors": VectorOptions(action_from="guess")}, "action_from=guess: expected commands or next_state"),
+        ({"time": TimeOptions(max_skew=float("nan"))}, r"--time\.max_skew=nan: expected 0 or more"),
+        ({"episodes": EpisodeOptions(idle_margin=-1)}, r"--episodes\.idle_margin=-1: expected 0 or more"),
         ({"vectors": VectorOptions(action_mode="delta")}, "action_mode=delta: expected absolute or relative"),
         ({"vectors": VectorOptions(state=[Source("pose")])}, "pose: neither joints nor fields"),
         (

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Self
 
 from dit_policy_ros.embodiment import STATE, TRANSPORTS, Embodiment
@@ -44,6 +45,7 @@ class Layout:
         """Raises OptionError for options that contradict one another or the embodiment."""
         embodiment = at_fps(embodiment, config.fps)
         vectors = config.vectors
+        _check_durations(config)
         _check_vectors(vectors, embodiment)
         clash = [name for name in config.depth if name in {STATE, *(camera.name for camera in embodiment.cameras)}]
         if clash:
@@ -129,6 +131,15 @@ def _topics(config: ConvertConfig, embodiment: Embodiment) -> list[str]:
         topics += [command_topic(group.topic, group.interface) for group in embodiment.action_groups]
     topics += [embodiment.instruction_topic]
     return topics + [camera.topic for camera in config.depth.values()] + [source.topic for source in vectors.state]
+
+
+def _check_durations(config: ConvertConfig) -> None:
+    episodes = config.episodes
+    numbers = {"--time.max_skew": config.time.max_skew, "--episodes.min_seconds": episodes.min_seconds}
+    numbers |= {"--episodes.idle_speed": episodes.idle_speed, "--episodes.idle_margin": episodes.idle_margin}
+    for name, value in numbers.items():
+        if not 0 <= value < inf:
+            raise OptionError(f"{name}={value}: expected 0 or more")
 
 
 def _check_vectors(vectors: VectorOptions, embodiment: Embodiment) -> None:

@@ -89,7 +89,7 @@ def _long_form(arg: str) -> str:
 
 def _switched_on(args: Sequence[str], config_class: type) -> Iterator[str]:
     """The arguments, with the value of each switch that stands by itself."""
-    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+    for arg, following in zip(args, [*args, "--"][1:], strict=True):
         alone = arg.startswith("--") and following.startswith("--") and "=" not in arg
         yield f"{arg}=true" if alone and _kind(arg.removeprefix("--"), config_class) is bool else arg
 

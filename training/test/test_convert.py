@@ -294,6 +294,12 @@ def test_a_switch_that_stands_by_itself_is_on() -> None:
     assert cli.parse(ConvertConfig, [*needed, "--episodes.trim_idle", "--workers", "2"]).episodes.trim_idle
 
 
+def test_without_an_argument_it_says_what_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.parse(ConvertConfig, [])
+    assert "Missing required field(s) `bags`, `embodiment`, `output`" in capsys.readouterr().err
+
+
 def test_help_says_what_must_be_given_and_every_option_once(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.parse(ConvertConfig, ["--help"], "dit_policy_training.convert", "examples: none")

@@ -263,6 +263,21 @@ def test_what_is_wrong_with_the_data_is_seen_in_the_tables(tmp_path: Path) -> No
     assert found["spelling"] == "One task is spelled in 2 ways: 'push the red block', 'Push the red block.'."
 
 
+def zeros(episode: int, frame: int) -> Row:
+    row = usual(episode, frame)
+    return Row(0, row.task, {**row.frame, "observation.state": np.zeros(3, np.float32)}, np.zeros(2, np.float32))
+
+
+@pytest.mark.parametrize(("made", "kind"), [(wild, "at the limit"), (wild, "jumps"), (zeros, "action is state")])
+def test_relative_actions_are_not_judged_as_positions(tmp_path: Path, made: Callable[..., Row], kind: str) -> None:
+    dataset = write_dataset(tmp_path, made, (20,))
+    assert kind in kinds_of(dataset)
+    settings = {"vectors": {"action_mode": "relative"}}
+    (dataset / "conversion.json").write_text(json.dumps({"settings": settings, "bags": []}))
+    assert kind not in kinds_of(dataset)
+    assert "turn, relative" in (dataset / "report.html").read_text()
+
+
 def stream(**changes: float) -> Callable[[dict[str, Any]], None]:
     return lambda figures: figures["bags"][0]["streams"][0].update(changes)
 

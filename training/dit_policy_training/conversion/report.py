@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dit_policy_training.conversion.reloaded import Reloaded
-from dit_policy_training.conversion.report_figures import ACTION, STATE, figures_of, read_conversion, rounded
+from dit_policy_training.conversion.report_figures import ACTION, STATE, figures_of, is_relative, read_conversion, rounded
 from dit_policy_training.conversion.report_page import Drawn, page
 from dit_policy_training.conversion.report_pictures import Strip, strips_of
 from dit_policy_training.conversion.report_warnings import Caution, warnings_of
@@ -28,8 +28,10 @@ def write_report(dataset: Path, verification: Mapping[str, Any] | None = None) -
     _add_looks(figures, strips)
     cautions = warnings_of(figures)
     chosen = _chosen(len(opened.episodes), cautions)
+    relative = is_relative(figures["settings"])
     drawn = {
-        number: Drawn(strips.get(number) or strips_of(opened, number), _series(opened, number)) for number in chosen
+        number: Drawn(strips.get(number) or strips_of(opened, number), _series(opened, number, relative))
+        for number in chosen
     }
     document = {**figures, "warnings": [caution.as_json() for caution in cautions], "drawn": chosen}
     _write(dataset / "report.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -62,14 +64,18 @@ def _evenly(numbers: Sequence[int], count: int) -> list[int]:
     return [numbers[int(place)] for place in places]
 
 
-def _series(opened: Reloaded, episode: int) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """What a joint was measured and commanded to be, in one plot; the state's order first."""
+def _series(opened: Reloaded, episode: int, relative: bool) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """What a joint was measured and commanded to be, in one plot; the state's order first.
+
+    `relative`: actions are offsets, which have plots of their own.
+    """
     series: dict[str, list[tuple[str, np.ndarray]]] = {}
     for key, kind in ((STATE, "s"), (ACTION, "a")):
         if key in opened.vector_keys:
             values = opened.vector(key)[opened.rows(episode)]
             for column, name in enumerate(opened.names(key)):
-                series.setdefault(name, []).append((kind, values[:, column].astype(np.float64)))
+                plot = f"{name}, relative" if relative and key == ACTION else name
+                series.setdefault(plot, []).append((kind, values[:, column].astype(np.float64)))
     return series
 
 

@@ -1,7 +1,7 @@
 """The numbers that a report tells, from the dataset's tables and from its conversion.json; JSON types only."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def figures_of(opened: Reloaded, conversion: Mapping[str, Any], verified: Mappin
     """All figures but the warnings and those of pictures."""
     embodiment = Embodiment.load(opened.root / "embodiment.yaml")
     episodes = list(_episodes(opened, conversion))
-    relative = conversion.get("settings", {}).get("vectors", {}).get("action_mode") == "relative"
+    relative = is_relative(conversion.get("settings", {}))
     return {
         "dataset": {
             "name": opened.root.name.removeprefix(".").removesuffix(".partial"),
@@ -42,7 +42,8 @@ def figures_of(opened: Reloaded, conversion: Mapping[str, Any], verified: Mappin
             key: _vector(opened, key, {} if key == ACTION and relative else _limits(embodiment))
             for key in opened.vector_keys
         },
-        "agreement": _agreement(opened),
+        # Offsets are no positions: near to the state by chance alone.
+        "agreement": {} if relative else _agreement(opened, embodiment.state.joints),
         "bags": [_bag(bag) for bag in conversion.get("bags", [])],
         "episodes": episodes,
     }
@@ -57,6 +58,11 @@ def read_conversion(root: Path) -> dict[str, Any]:
     """The dataset's conversion.json; empty for a dataset that convert did not make."""
     path = root / "conversion.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def is_relative(settings: Mapping[str, Any]) -> bool:
+    """Whether actions are offsets from the measured joints, by the settings of a conversion.json."""
+    return bool(settings.get("vectors", {}).get("action_mode") == "relative")
 
 
 def rounded(value: float) -> float:
@@ -173,12 +179,15 @@ def _limits(embodiment: Embodiment) -> dict[str, tuple[float, float, float]]:
     return limits
 
 
-def _agreement(opened: Reloaded) -> dict[str, float]:
-    """Shares of the rows whose action is, in all joints that both have, the state measured then, and one row later."""
+def _agreement(opened: Reloaded, joints: Sequence[str]) -> dict[str, float]:
+    """Shares of the rows whose action is, in all joints that both have, the state measured then, and one row later.
+
+    Only of the robot's `joints`: where a pose, say, is action and state, it may well be one and the same measurement.
+    """
     if STATE not in opened.vector_keys or ACTION not in opened.vector_keys:
         return {}
     columns = {name: column for column, name in enumerate(opened.names(STATE))}
-    pairs = [(columns[name], column) for column, name in enumerate(opened.names(ACTION)) if name in columns]
+    pairs = [(columns[name], column) for column, name in enumerate(opened.names(ACTION)) if name in columns and name in joints]
     if not pairs:
         return {}
     state = opened.vector(STATE)[:, [pair[0] for pair in pairs]]

@@ -338,6 +338,24 @@ def test_depth_that_is_too_far_or_missing_gets_the_ranges_ends(tmp_path: Path, v
     np.testing.assert_allclose(shown[14:18, 3:9], 10 if video.use_videos else 0, atol=1)
     stats = json.loads((tmp_path / "shard/meta/stats.json").read_text())[DEPTH]
     np.testing.assert_allclose(np.ravel(stats["max"]), 10.0, atol=0.01)
+    np.testing.assert_allclose(np.ravel(stats["min"]), 0.01 if video.use_videos else 0, atol=1e-6)
+
+
+def test_statistics_of_depth_in_tables_are_of_what_is_stored(tmp_path: Path) -> None:
+    layout = replace(DEEP, depth={DEPTH: replace(DEEP.depth[DEPTH], depth_min=0.3, depth_max=1.0)})
+    episode = rows(0, 3, layout)
+    for each in episode:
+        each.frame[DEPTH][14:18, 3:9] = 0
+    write_shard(tmp_path / "shard", [episode], layout, PNG)
+    dataset = read(tmp_path / "shard")
+    stored = np.stack([dataset[k][DEPTH].numpy() / 1000 for k in range(3)]).astype(float)
+    assert stored.min() == 0 and stored.max() > 1.5
+    stats = json.loads((tmp_path / "shard/meta/stats.json").read_text())[DEPTH]
+    for name in ("min", "max", "mean", "std"):
+        np.testing.assert_allclose(np.ravel(stats[name]), getattr(stored, name)(), atol=1e-5, err_msg=name)
+    for name, part in (("q10", 10), ("q50", 50), ("q99", 99)):
+        due = np.percentile(stored, part, method="inverted_cdf")
+        np.testing.assert_allclose(np.ravel(stats[name]), due, atol=6e-4, err_msg=name)
 
 
 def test_depth_that_is_no_number_is_refused(tmp_path: Path) -> None:

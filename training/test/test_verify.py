@@ -140,6 +140,16 @@ def test_pictures_in_the_table_must_be_equal(tmp_path: Path) -> None:
         assert found.figures["psnr_db"][SIDE]["identical"] == found.figures["psnr_db"][SIDE]["frames"] > 9
 
 
+def test_statistics_of_depth_in_tables_are_taken_again(tmp_path: Path) -> None:
+    made(tmp_path, VideoOptions(use_videos=False))
+    path = tmp_path / "dataset" / "meta" / "stats.json"
+    stats = json.loads(path.read_text())
+    stats[DEPTH]["mean"] = [[[stats[DEPTH]["mean"][0][0][0] + 0.01]]]
+    path.write_text(json.dumps(stats))
+    (problem,) = check(tmp_path).problems
+    assert f"mean of {DEPTH} is" in problem and "the stored pictures give" in problem
+
+
 def table_of(folder: Path) -> Path:
     (path,) = (folder / "dataset" / "data").rglob("*.parquet")
     return path

@@ -17,7 +17,7 @@ import numpy as np
 
 from dit_policy_training.conversion.depth_codes import DepthCodes
 from dit_policy_training.conversion.encoders import VideoError
-from dit_policy_training.conversion.stats import Stats, ValueCounts
+from dit_policy_training.conversion.stats import DepthCounts, Stats, ValueCounts
 from dit_policy_training.conversion.videos import VideoFile
 from dit_policy_training.conversion.yuv import to_yuv420p
 
@@ -29,7 +29,7 @@ class Sink(Protocol):
     """Where encoded pictures go: one for each camera and episode."""
 
     def add(self, picture: np.ndarray, values: np.ndarray) -> None:
-        """Encode and keep the next picture; `values` (H, W, channels): the same, depth as 12-bit codes."""
+        """Encode and keep the next picture; `values` (H, W, channels): the same as its statistics take it."""
 
     def close(self) -> None:
         """Finish. Raises VideoError or OSError if something is missing."""
@@ -54,12 +54,17 @@ class _AtOnce(Executor):
 class CameraPictures:
     """Encodes pictures into a sink and counts their values, in a thread of its own if there is more than one core.
 
-    `codes` is for depth, (H, W) float32 metres; other pictures are (H, W, 3) uint8 RGB.
+    `codes` is for depth, (H, W) float32 metres; other pictures are (H, W, 3) uint8 RGB. Statistics are of what is
+    stored: depth's codes in a video, metres where `raw`.
     """
 
-    def __init__(self, key: str, sink: Sink, codes: DepthCodes | None, threads: int):
-        self._key, self._codes = key, codes
-        self._counts = ValueCounts(codes.values(), 1) if codes else ValueCounts(np.arange(256) / 255, 3)
+    def __init__(self, key: str, sink: Sink, codes: DepthCodes | None, threads: int, raw: bool = False):
+        self._key, self._codes, self._raw = key, codes, raw
+        self._counts: DepthCounts | ValueCounts
+        if codes is None:
+            self._counts = ValueCounts(np.arange(256) / 255, 3)
+        else:
+            self._counts = DepthCounts() if raw else ValueCounts(codes.values(), 1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=key) if threads > 1 else _AtOnce()
         self._waiting: deque[Future[None]] = deque()
         self._sink = sink
@@ -84,9 +89,16 @@ class CameraPictures:
         self._sink.abandon()
 
     def _encode(self, picture: np.ndarray) -> None:
-        values = picture if self._codes is None else self._codes.encode(picture)[..., None]
+        values = self._values(picture)
         self._counts.add(values)
         self._sink.add(picture, values)
+
+    def _values(self, picture: np.ndarray) -> np.ndarray:
+        if self._codes is None:
+            return picture
+        if self._raw:
+            return np.where(np.isposinf(picture), np.float32(self._codes.far), picture)[..., None]
+        return self._codes.encode(picture)[..., None]
 
     def _result(self, job: Future[None]) -> None:
         try:
@@ -135,14 +147,14 @@ class PictureFile:
     Depth: TIFF pictures of float32 metres, as they came but for +inf, which is the range's end here as in videos.
     """
 
-    def __init__(self, path: Path, codes: DepthCodes | None):
+    def __init__(self, path: Path, depth: bool):
         self._file: BinaryIO = path.open("wb")
-        self._path, self._codes = path, codes
+        self._path, self._depth = path, depth
         self.sizes: list[int] = []
 
     def add(self, picture: np.ndarray, values: np.ndarray) -> None:
         """Compress losslessly and append."""
-        encoded = _tiff(picture, self._codes.far) if self._codes else _png(picture)
+        encoded = _tiff(values[..., 0]) if self._depth else _png(picture)
         self._file.write(encoded)
         self.sizes.append(len(encoded))
 
@@ -170,8 +182,8 @@ def _png(picture: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def _tiff(depth: np.ndarray, far: float) -> bytes:
-    done, data = cv2.imencode(".tiff", np.where(np.isposinf(depth), np.float32(far), depth))
+def _tiff(depth: np.ndarray) -> bytes:
+    done, data = cv2.imencode(".tiff", depth)
     if not done:
         raise VideoError(f"depth of shape {depth.shape} cannot be made a TIFF")
     return data.tobytes()

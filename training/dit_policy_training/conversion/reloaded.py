@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +10,11 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 VISUAL = ("image", "video")
 BOOKKEEPING = ("index", "episode_index", "frame_index", "timestamp", "task_index")
+PICTURES_READ = 64  # at a time
 HELD = 4  # decoded frames: one, those beside it, and one to spare
 
 
@@ -70,6 +72,13 @@ class Reloaded:
         if key not in self._vectors:
             self._vectors[key] = np.stack(self.table[key].to_list()).astype(np.float32)
         return self._vectors[key]
+
+    def pictures(self, key: str) -> Iterator[bytes]:
+        """The files of a camera whose pictures lie in the tables, in order."""
+        for path in sorted((self.root / "data").glob("chunk-*/file-*.parquet")):
+            with pq.ParquetFile(path) as table:
+                for rows in table.iter_batches(PICTURES_READ, columns=[key]):
+                    yield from rows.column(0).field("bytes").to_pylist()
 
     def rows(self, episode: int) -> slice:
         """Those of an episode."""

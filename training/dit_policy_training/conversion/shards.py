@@ -260,13 +260,13 @@ class _Episode:
         codes = DepthCodes(camera.depth_min, camera.depth_max) if camera else None
         sink: Sink
         if encoder is None:
-            sink = self.files[key] = PictureFile(self.folder / key, codes)
+            sink = self.files[key] = PictureFile(self.folder / key, camera is not None)
         elif camera:
             video = VideoFile(self.folder / f"{key}.mp4", encoder, layout.fps, camera.height, camera.width)
             sink = DepthVideo(video)
         else:
             sink = ColourVideo(VideoFile(self.folder / f"{key}.mp4", encoder, layout.fps, *layout.cameras[key]))
-        self.cameras[key] = CameraPictures(key, sink, codes, threads)
+        self.cameras[key] = CameraPictures(key, sink, codes, threads, raw=encoder is None)
 
     def add(self, row: "Row") -> None:
         for key, camera in self.cameras.items():

@@ -14,6 +14,7 @@ Stats = dict[str, np.ndarray]
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 KEYS = ("min", "max", "mean", "std", "count", *QUANTILES)
 SMALL_SIDE, LARGE_SIDE = 150, 300  # pixels: LeRobot thins pictures of LARGE_SIDE and more to about SMALL_SIDE
+MILLIMETRES = 2**16  # as far as 16UC1 goes
 
 
 def of_values(values: np.ndarray) -> Stats:
@@ -34,11 +35,9 @@ class ValueCounts:
 
     def add(self, picture: np.ndarray) -> None:
         """Count a picture (H, W, channels) of indices into the values, thinned as LeRobot thins it."""
-        height, width, channels = picture.shape
-        step = max(width, height) // SMALL_SIDE if max(width, height) >= LARGE_SIDE else 1
-        thin = np.ascontiguousarray(picture[::step, ::step])
+        thin = _thinned(picture)
         bins = len(self._values)
-        for channel in range(channels):  # counts in float32 are exact: a picture has fewer than 2^24 pixels
+        for channel in range(picture.shape[2]):  # counts in float32 are exact: a picture has fewer than 2^24 pixels
             counts = cv2.calcHist([thin], [channel], None, [bins], [0, bins])
             self._counts[channel] += counts.ravel().astype(np.int64)
         self._frames += 1
@@ -57,6 +56,46 @@ class ValueCounts:
             result[name] = self._values[np.minimum(reached, len(self._values) - 1)]
         shaped = {name: value.reshape(-1, 1, 1) for name, value in result.items()}
         return {key: np.array([self._frames]) if key == "count" else shaped[key] for key in KEYS}
+
+
+class DepthCounts:
+    """The same of depth in metres as it is stored. Exact, but for quantiles: these to the millimetre, up to 65 m."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(MILLIMETRES, np.int64)
+        self._low, self._high = np.inf, -np.inf
+        self._sum = self._squares = 0.0
+        self._frames = 0
+
+    def add(self, picture: np.ndarray) -> None:
+        """Count a picture (H, W, 1) float32, finite, thinned as LeRobot thins it."""
+        thin = _thinned(picture).astype(np.float64)
+        self._low, self._high = min(self._low, thin.min()), max(self._high, thin.max())
+        self._sum += thin.sum()
+        self._squares += np.square(thin).sum()
+        millimetres = np.clip(np.rint(thin * 1000), 0, MILLIMETRES - 1).astype(np.int64)
+        self._counts += np.bincount(millimetres.ravel(), minlength=MILLIMETRES)
+        self._frames += 1
+
+    def stats(self) -> Stats:
+        """Each of shape (1, 1, 1), but `count`: the frames, (1,)."""
+        total = self._counts.sum()
+        mean = self._sum / total
+        result = {"min": self._low, "max": self._high, "mean": mean}
+        result["std"] = np.sqrt(max(self._squares / total - mean**2, 0.0))
+        below = np.cumsum(self._counts) / total
+        for name, part in QUANTILES.items():
+            reached = int((below < part).sum())
+            metres = self._high if reached >= MILLIMETRES - 1 else reached / 1000
+            result[name] = np.clip(metres, self._low, self._high)
+        shaped = {name: np.reshape(value, (1, 1, 1)) for name, value in result.items()}
+        return {key: np.array([self._frames]) if key == "count" else shaped[key] for key in KEYS}
+
+
+def _thinned(picture: np.ndarray) -> np.ndarray:
+    side = max(picture.shape[:2])
+    step = side // SMALL_SIDE if side >= LARGE_SIDE else 1
+    return np.ascontiguousarray(picture[::step, ::step])
 
 
 def pooled(parts: Sequence[Mapping[str, Stats]]) -> dict[str, Stats]:

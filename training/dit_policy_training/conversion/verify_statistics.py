@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import cv2
 import numpy as np
 
 from dit_policy_training.conversion.findings import Findings
@@ -15,7 +16,7 @@ BINS = 2e-3  # of the range: LeRobot takes quantiles from histograms of 5000 bin
 
 
 def check_statistics(opened: Reloaded, findings: Findings) -> None:
-    """Of each vector all statistics; of each camera that they are those of pictures."""
+    """Of each vector all statistics; of each camera that they are those of pictures, of depth in the tables that they are its own."""
     path = opened.root / "meta" / "stats.json"
     try:
         statistics: dict[str, dict[str, Any]] = json.loads(path.read_text())
@@ -28,6 +29,8 @@ def check_statistics(opened: Reloaded, findings: Findings) -> None:
             findings.add("statistics", f"meta/stats.json: {key} has no {', '.join(missing)}; convert again")
         elif key in opened.cameras:
             _check_camera(opened, key, found, findings)
+            if opened.is_depth(key) and opened.features[key]["dtype"] == "image":
+                _check_stored_depth(opened, key, found, findings)
         else:
             _check_vector(opened, key, found, findings)
 
@@ -87,3 +90,25 @@ def _check_camera(opened: Reloaded, key: str, found: dict[str, np.ndarray], find
             f"meta/stats.json: {key} has min {low.tolist()}, mean {mean.tolist()}, max {high.tolist()}; expected them "
             "in this order" + (" and within 0 to 1" if channels == 3 else "") + "; convert again",
         )
+
+
+def _check_stored_depth(opened: Reloaded, key: str, found: dict[str, np.ndarray], findings: Findings) -> None:
+    """Metres in TIFF files once more, thinned by LeRobot's own rule."""
+    from lerobot.datasets.compute_stats import auto_downsample_height_width
+
+    parts: list[np.ndarray] = []
+    for frame, data in enumerate(opened.pictures(key)):
+        depth = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if depth is None:
+            findings.add(key, f"row {frame}: {key} is no readable picture; convert again")
+            return
+        thin = auto_downsample_height_width(depth[None]).astype(np.float64)
+        parts.append(np.array([thin.min(), thin.max(), thin.mean(), np.square(thin).mean()]))
+    low, high, means, squares = np.array(parts).T
+    mean = means.mean()
+    due = {"min": low.min(), "max": high.max(), "mean": mean, "std": np.sqrt(max(squares.mean() - mean**2, 0.0))}
+    for name, value in due.items():
+        given = float(found[name].reshape(-1)[0])
+        if not abs(given - value) <= SUM_ERROR * high.max() + 1e-6:
+            wrong = f"{name} of {key} is {given:.6g} m, the stored pictures give {value:.6g} m; convert again"
+            findings.add("statistics", f"meta/stats.json: {wrong}")

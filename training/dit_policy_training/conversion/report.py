@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from dit_policy_training.conversion.reloaded import Reloaded
-from dit_policy_training.conversion.report_figures import ACTION, STATE, figures_of, is_relative, read_conversion, rounded
+from dit_policy_training.conversion.report_figures import (
+    ACTION,
+    STATE,
+    figures_of,
+    is_relative,
+    read_conversion,
+    rounded,
+)
 from dit_policy_training.conversion.report_page import Drawn, page
 from dit_policy_training.conversion.report_pictures import Strip, strips_of
 from dit_policy_training.conversion.report_warnings import Caution, warnings_of

@@ -187,7 +187,11 @@ def _agreement(opened: Reloaded, joints: Sequence[str]) -> dict[str, float]:
     if STATE not in opened.vector_keys or ACTION not in opened.vector_keys:
         return {}
     columns = {name: column for column, name in enumerate(opened.names(STATE))}
-    pairs = [(columns[name], column) for column, name in enumerate(opened.names(ACTION)) if name in columns and name in joints]
+    pairs = [
+        (columns[name], column)
+        for column, name in enumerate(opened.names(ACTION))
+        if name in columns and name in joints
+    ]
     if not pairs:
         return {}
     state = opened.vector(STATE)[:, [pair[0] for pair in pairs]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dit_policy_training.conversion.options import EpisodeOptions
+from dit_policy_training.conversion.options import EpisodeOptions, TimeOptions, VectorOptions
 from sampled import sample, seconds
 from toy_robot import START_NS, STORE, Recorded, messages, string, trajectory, with_header_ns
 
@@ -48,6 +48,46 @@ def test_sensors_whose_stamps_are_far_apart_but_within_max_skew(embodiment: Embo
     ((first, *_, last),) = sampled.episodes
     assert seconds(first.stamp_ns) == pytest.approx(0.9, abs=0.1)
     assert seconds(last.stamp_ns) == pytest.approx(6.0 - 0.9, abs=0.2)
+
+
+@pytest.mark.parametrize("rule", ["next_state", "nearest", "interpolate"])
+def test_a_message_between_a_row_and_what_it_looks_ahead_to_is_too_late(
+    embodiment: Embodiment, tmp_path: Path, rule: str
+) -> None:
+    """The joints of 20 ms are on their way until a row is made, and no later one, that would have been made of them."""
+    is_next = rule == "next_state"
+    options = {
+        "fps": 7,  # so that the joints' stamps wander between the rows
+        "time": TimeOptions(sampling={} if is_next else {"state": rule}),
+        "vectors": VectorOptions(action_from="next_state" if is_next else "commands"),
+    }
+    recorded = messages(3.0)
+    intact = sample(tmp_path, recorded, embodiment, **options)
+    stamps = [stamp_ns(m.msg) for m in recorded if m.topic == "joint_states"]
+    row, held_ns = next(
+        (row, stamp)
+        for row in intact.rows[5:]
+        for stamp in stamps
+        if 0 < (row.stamp_ns + SECOND // 7 - stamp if is_next else stamp - row.stamp_ns) < 9_000_000
+    )
+
+    def held(m: Recorded) -> Iterable[Recorded]:
+        by_ns = 45_000_000 if is_next else 160_000_000
+        is_it = m.topic == "joint_states" and stamp_ns(m.msg) == held_ns
+        yield replace(m, receive_ns=m.receive_ns + by_ns) if is_it else m
+
+    sampled = sample(tmp_path, messages(3.0, edit=held), embodiment, **options)
+    differing = [
+        other.stamp_ns
+        for one, other in zip(intact.rows, sampled.rows, strict=True)
+        if not np.array_equal(
+            np.concatenate([one.frame["observation.state"], one.action]),
+            np.concatenate([other.frame["observation.state"], other.action]),
+        )
+    ]
+    assert row.stamp_ns in differing
+    (state,) = [stream for stream in sampled.account.streams if stream.name == "state"]
+    assert (state.late, state.too_late) == (1, 1)
 
 
 def test_of_two_messages_told_at_one_instant_the_second_counts(embodiment: Embodiment, tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ class StreamAccount:
 
     `age_*` is the distance from a row's instant to the message used, skew the header stamp less the receive time (p95
     and max of its size). Rate in Hz, over the whole bag; `longest_pause` between two messages. `late`: came after one
-    stamped later; `too_late`: of these, the ones that came when the row they belong to was already made. `astray`: not
-    used, since stamped too far from the receive time after a jump of the clock. `repeated`: share of the rows that have
-    the same message as the row before. `max_age` is None where a value holds until the next one comes.
+    stamped later; `too_late`: of these, the ones that came when a row was already made that they would have changed, or
+    could have. `astray`: not used, since stamped too far from the receive time after a jump of the clock. `repeated`:
+    share of the rows that have the same message as the row before. `max_age` is None where a value holds until the next
+    one comes.
     """
 
     name: str

@@ -78,6 +78,8 @@ class Actions:
 
     def ages(self, t_ns: int) -> dict[str, float]:
         """How old the latest commands are at t_ns, s, by stream; notes in the account that a row is made of them."""
+        if self._observations.next_state is not None:
+            self._observations.clocks[STATE].look(t_ns)
         return {name: clock.use(t_ns) for name, clock in self._clocks.items()}
 
     def _take_source(self, source: Source, name: str) -> None:

@@ -98,10 +98,10 @@ class Feeds:
         """Those of them without a message in the bag."""
         return [topic for topic in self.topics if self.msgtype(topic) is None]
 
-    def take(self, message: BagMessage, done_ns: int) -> Silence | None:
+    def take(self, message: BagMessage) -> Silence | None:
         """Give a message to its streams; a Silence if the clock of one of them jumped, and all were begun afresh.
 
-        Rows have been made up to done_ns. Raises TimeError for a stamp that makes no sense, and what the sinks raise.
+        Raises TimeError for a stamp that makes no sense, and what the sinks raise.
         """
         jump = None
         for feed in self._feeds[message.topic.lstrip("/")]:
@@ -114,7 +114,7 @@ class Feeds:
                 continue
             if feed.measured and clock.jumped(stamp_ns, message.receive_ns):
                 jump = self._start_afresh(clock, message)
-            if clock.add(stamp_ns, message.receive_ns, done_ns):
+            if clock.add(stamp_ns, message.receive_ns):
                 for sink in feed.sinks:
                     sink(stamp_ns, message)
         return jump

@@ -2,8 +2,10 @@
 
 Observations are what the policy node would have sampled at that instant, since they come from its own buffer, fed in
 receive order (see conversion.streams). Ticks run from the moment when every stream exists to the end of the shortest.
-A tick is made when no later message can change it, and what no later tick needs is forgotten at once, so memory does
-not grow with the bag. Where a stream is silent for longer than it may be, no rows are made (see conversion.times).
+A tick is made once each stream has a message at or past it, as the node does, or has had its time to send one. What is
+stamped before it and comes later still, out of its stream's order, changes no row: it is counted as too late. What no
+later tick needs is forgotten at once, so memory does not grow with the bag. Where a stream is silent for longer than it
+may be, no rows are made (see conversion.times).
 """
 
 from collections import Counter
@@ -50,7 +52,6 @@ class Sampler:
         self._plan = Plan([])
         self._ticks: Ticks | None = None
         self._k = 0  # the next tick
-        self._done_ns = -1  # the latest one made
         self._takes = Takes(config, self._embodiment, self.account, self._spreads)
         self._reasons: Counter[str] = Counter()
 
@@ -95,7 +96,7 @@ class Sampler:
         return {name: Spread() for name in [*self._observations.clocks, *self._actions.streams]}
 
     def _take(self, message: BagMessage) -> None:
-        jump = self._feeds.take(message, self._done_ns)
+        jump = self._feeds.take(message)
         if jump is not None:
             self._takes.fall_silent(jump)
         if self._ticks is None:
@@ -113,7 +114,7 @@ class Sampler:
         self.account.warm_up_stream = last.account.name
 
     def _until(self, now_ns: int) -> Iterator[Row | EpisodeEnd]:
-        """The ticks that no message received from now_ns on can change, nor the instant of their action."""
+        """The ticks that can be made of what was received before now_ns, with the instant of their action."""
         ticks = self._ticks
         while ticks is not None and ticks.at(self._k + 1) < now_ns:
             t_ns, action_ns = ticks.at(self._k), ticks.at(self._k + 1)
@@ -132,7 +133,6 @@ class Sampler:
                 self._skip_to(row.end_ns)
                 continue
             yield from self._takes.give(row, number)
-            self._done_ns = t_ns
             self._k += 1
             self._forget(t_ns)
 

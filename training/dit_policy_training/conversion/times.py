@@ -81,6 +81,7 @@ class StreamClock:
         self._skews, self._skew_sizes, self._ages = Spread(), Spread(), Spread()
         self._astray: str | None = None  # what the latest message said, if it was out of all bounds
         self._used: int | None = None
+        self._reach_ns = -1  # a message stamped up to here would have changed a row that is made
         self._rows = self._repeats = 0
 
     @property
@@ -170,8 +171,8 @@ class StreamClock:
         back = self.newest_ns is not None and stamp_ns < self.newest_ns - round(SLACK * 1e9)
         return back or (abs(stamp_step - receive_step) > self._max_skew_ns and not late)
 
-    def add(self, stamp_ns: int, receive_ns: int, done_ns: int) -> bool:
-        """Note a message; False if another of that stamp is there already and stays. Rows are made up to `done_ns`."""
+    def add(self, stamp_ns: int, receive_ns: int) -> bool:
+        """Note a message; False if another of that stamp is there already and stays."""
         before, self._last, self._astray = self._last, (stamp_ns, receive_ns), None
         newest_ns = self.newest_ns
         if newest_ns is not None and stamp_ns <= newest_ns:
@@ -182,7 +183,7 @@ class StreamClock:
                 self.account.duplicates += 1
                 return False
             self.account.late += 1
-            self.account.too_late += stamp_ns <= done_ns
+            self.account.too_late += stamp_ns <= self._reach_ns
             insort(self._stamps, stamp_ns)
         else:
             if before is not None and newest_ns is not None:
@@ -254,6 +255,7 @@ class StreamClock:
 
     def use(self, t_ns: int) -> float:
         """Note that a row is made of what is known at t_ns; how far from it the message was, s."""
+        self.look(t_ns)
         stamp_ns = self.chosen(t_ns)
         age = abs(t_ns - stamp_ns) / 1e9
         self._ages.add(age)
@@ -261,6 +263,22 @@ class StreamClock:
         self._repeats += stamp_ns == self._used
         self._used = stamp_ns
         return age
+
+    def look(self, t_ns: int) -> None:
+        """Note that a row has the stream's value at t_ns, so that messages that come too late for it are counted.
+
+        Its value may depend on messages after t_ns: on the nearer one, or on the later one of two.
+        """
+        reach_ns = t_ns
+        if self.account.sampling in ("nearest", "interpolate"):
+            place = bisect_right(self._stamps, t_ns)
+            before = self._stamps[place - 1] if place else None
+            after = self._stamps[place] if place < len(self._stamps) else None
+            if after is not None and before != t_ns:
+                reach_ns = after - 1
+                if self.account.sampling == "nearest" and before is not None:
+                    reach_ns = min(reach_ns, 2 * t_ns - before - 1)
+        self._reach_ns = max(self._reach_ns, reach_ns)
 
     def finish(self) -> None:
         """Fill the account."""

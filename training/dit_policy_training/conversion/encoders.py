@@ -16,6 +16,7 @@ HARDWARE = ("h264_nvenc", "hevc_nvenc", "h264_vaapi", "h264_qsv", "h264_videotoo
 SOFTWARE = ("libsvtav1", "h264", "hevc")
 FALLBACK = "libsvtav1"
 X26X_PRESET = "superfast"  # half the time of x264's own default, files a third larger
+SVT_PIX_FMTS = ("yuv420p", "yuv420p10le")
 TRIAL_SIZE = (256, 256)  # height, width: larger than what any hardware encoder refuses as too small
 MIN_SIDE = 16  # pixels; below it encoders fail each in its own way
 MIN_SIDE_HEVC = 64  # x265 4.1 with a fast preset writes past its memory on smaller pictures in colour
@@ -52,6 +53,7 @@ def colour_encoder(video: VideoOptions, threads: int) -> Encoder:
     options = {"g": str(video.gop)} | _options(codec, video.crf, preset, threads)
     info = {"g": video.gop, "crf": video.crf, "preset": int(preset) if preset and preset.isdigit() else preset}
     encoder = Encoder(codec, video.pix_fmt, tuple(options.items()), _info(info), note)
+    _check_pix_fmt(encoder)
     _try(encoder, *TRIAL_SIZE)
     return encoder
 
@@ -133,6 +135,15 @@ def _hardware() -> tuple[str, str]:
         else:
             return codec, f"video.codec auto: {codec} opens here and is used"
     return FALLBACK, f"video.codec auto: no hardware encoder opens here, {FALLBACK} is used ({'; '.join(reasons)})"
+
+
+def _check_pix_fmt(encoder: Encoder) -> None:
+    """SVT-AV1's own refusal, of an invalid argument, tells nobody what to do."""
+    if encoder.codec == "libsvtav1" and encoder.pix_fmt not in SVT_PIX_FMTS:
+        raise VideoError(
+            f"video.pix_fmt is '{encoder.pix_fmt}', libsvtav1 takes yuv420p only (or yuv420p10le): leave it out, or keep colours whole "
+            "with --video.codec=h264 --video.pix_fmt=yuv444p"
+        )
 
 
 @functools.cache

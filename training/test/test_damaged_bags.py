@@ -449,6 +449,12 @@ def test_splits_and_copies_change_no_row(
     assert_same(found, truth)
 
 
+def test_a_file_that_is_no_mcap_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "notes.mcap").write_bytes(b"written down by hand" * 100)
+    with pytest.raises(BagError, match=r"notes\.mcap: is no mcap file.*Copy it again.*leave it out of --bags"):
+        Recording(tmp_path / "notes.mcap").__enter__()
+
+
 def test_a_conversion_uses_what_is_sound_and_says_what_is_not(tmp_path: Path, embodiment_file: Path) -> None:
     """A whole bag, one cut short and recovered, one that is empty: the first two in the dataset, the third refused."""
     recorded = messages(2.0)

@@ -16,7 +16,7 @@ BINS = 2e-3  # of the range: LeRobot takes quantiles from histograms of 5000 bin
 
 
 def check_statistics(opened: Reloaded, findings: Findings) -> None:
-    """Of each vector all statistics; of each camera that they are those of pictures, of depth in the tables that they are its own."""
+    """Of each vector all statistics, and of depth in tables; of other cameras that they are those of pictures."""
     path = opened.root / "meta" / "stats.json"
     try:
         statistics: dict[str, dict[str, Any]] = json.loads(path.read_text())

@@ -19,6 +19,7 @@ from dit_policy_training.conversion.merging import merge_shards
 from dit_policy_training.conversion.options import DepthCamera, VideoOptions
 from dit_policy_training.conversion.shards import ShardWriter
 from dit_policy_training.conversion.verify import Verification, verify
+from huggingface_hub import constants
 from toy_robot import picture
 
 SIDE, HAND, DEPTH = "observation.images.side", "observation.images.hand", "observation.images.depth"
@@ -147,7 +148,8 @@ def test_statistics_of_depth_in_tables_are_taken_again(tmp_path: Path) -> None:
     stats[DEPTH]["mean"] = [[[stats[DEPTH]["mean"][0][0][0] + 0.01]]]
     path.write_text(json.dumps(stats))
     (problem,) = check(tmp_path).problems
-    assert f"mean of {DEPTH} is" in problem and "the stored pictures give" in problem
+    assert f"mean of {DEPTH} is" in problem
+    assert "the stored pictures give" in problem
 
 
 def table_of(folder: Path) -> Path:
@@ -287,6 +289,10 @@ def no_meta(folder: Path) -> None:
     shutil.rmtree(folder / "dataset" / "meta" / "episodes")
 
 
+def lose(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "dataset" / name).unlink()
+
+
 SABOTAGES: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
     "one float": (change_float, "sample", ["episode 1 (of a), frame 3", "action of lift", "was sampled"]),
     "one task": (change_task, "sample", ["episode 1 (of a), frame 6", f"'{TASKS[0]}', '{TASKS[1]}' was sampled"]),
@@ -320,7 +326,9 @@ SABOTAGES: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
     "depth": (change_depth, "sample", [DEPTH]),
     "evidence": (lose_episode, "sample", ["b has no evidence", "convert again"]),
     "a video": (empty_video, "sample", ["no readable"]),
-    "meta": (no_meta, "sample", ["LeRobot cannot load it"]),
+    "meta": (no_meta, "sample", ["LeRobot cannot load it", "meta/episodes has no file"]),
+    "tasks": (lose("meta/tasks.parquet"), "sample", ["LeRobot cannot load it", "meta/tasks.parquet is missing"]),
+    "data": (lose("data/chunk-000/file-000.parquet"), "sample", ["data/chunk-000/file-000.parquet is missing"]),
 }
 
 
@@ -330,6 +338,25 @@ def test_what_was_tampered_with_is_named(tampered: Path, name: str) -> None:
     sabotage(tampered)
     problems = check(tampered, mode).problems
     assert any(all(part in problem for part in expected) for problem in problems), problems
+
+
+def test_loading_never_asks_the_network(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    asked: list[bool] = []
+
+    def version(name: str, wanted: str) -> str:
+        asked.append(constants.is_offline_mode())
+        return wanted
+
+    def unreadable(root: Path) -> None:
+        raise FileNotFoundError("an unforeseen file")
+
+    monkeypatch.setattr("lerobot.datasets.dataset_metadata.get_safe_version", version)
+    monkeypatch.setattr("lerobot.datasets.dataset_metadata.load_tasks", unreadable)
+    (problem,) = check(sound).problems
+    assert "an unforeseen file" in problem
+    assert asked == [True]
+    assert not constants.is_offline_mode()
 
 
 def test_a_bag_that_changed_since_is_noticed(sound: Path) -> None:

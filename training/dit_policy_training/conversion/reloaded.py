@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+
+from dit_policy_training.conversion import lerobot_format
 
 VISUAL = ("image", "video")
 BOOKKEEPING = ("index", "episode_index", "frame_index", "timestamp", "task_index")
@@ -30,11 +33,18 @@ class Reloaded:
 
     @classmethod
     def open(cls, root: Path) -> Self:
-        """Raises whatever LeRobot raises, and ValueError if its rows are not as many as info.json promises."""
+        """Never asks the network.
+
+        Raises whatever LeRobot raises, FileNotFoundError that names a lost file, and ValueError if its rows are not as
+        many as info.json promises.
+        """
         from lerobot.datasets.lerobot_dataset import LeRobotDataset  # a GB and seconds: only where it is needed
 
+        _check_files(root)
         info = json.loads((root / "meta" / "info.json").read_text())
-        lerobot = LeRobotDataset(f"local/{root.name.strip('.')}", root=root, video_backend="pyav", return_uint8=True)
+        name = f"local/{root.name.strip('.')}"
+        with _offline():
+            lerobot = LeRobotDataset(name, root=root, video_backend="pyav", return_uint8=True)
         if len(lerobot) != info["total_frames"]:
             raise ValueError(f"{len(lerobot)} rows, info.json promises {info['total_frames']}")
         columns = [key for key, feature in info["features"].items() if feature["dtype"] not in VISUAL]
@@ -104,6 +114,35 @@ class Reloaded:
         for number, episode in enumerate(self.episodes):
             rows[self.root / self.lerobot.meta.get_video_file_path(number, key)] += int(episode["length"])
         return dict(rows)
+
+
+def _check_files(root: Path) -> None:
+    """LeRobot would look for a lost file of meta/ or data/ on the Hub."""
+    for name in (lerobot_format.INFO, lerobot_format.TASKS):
+        if not (root / name).is_file():
+            raise FileNotFoundError(f"{name} is missing")
+    episodes = sorted((root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
+    if not episodes:
+        raise FileNotFoundError("meta/episodes has no file, its tables are missing")
+    columns = ["data/chunk_index", "data/file_index"]
+    places = pd.concat([pd.read_parquet(path, columns=columns) for path in episodes]).drop_duplicates()
+    for chunk, file in places.itertuples(index=False):
+        name = lerobot_format.DATA.format(chunk_index=chunk, file_index=file)
+        if not (root / name).is_file():
+            raise FileNotFoundError(f"{name} is missing")
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """The Hub's client refuses every request meanwhile. A dataset beside us is never on the Hub."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 class Reel:

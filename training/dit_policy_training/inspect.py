@@ -163,6 +163,10 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:_MANY]) + (", ..." if len(names) > _MANY else "")
 
 
+def _bags(count: int) -> str:
+    return f"{count} bag{'' if count == 1 else 's'}"
+
+
 def _totals(looks: Sequence[BagLook]) -> Table:
     table = Table(title="all bags", show_header=False, title_justify="left")
     damaged = [look.bag.name for look in looks if look.damage]
@@ -172,7 +176,7 @@ def _totals(looks: Sequence[BagLook]) -> Table:
     topics = Counter((name, topic.info.msgtype) for look in looks for name, topic in look.topics.items())
     for (name, msgtype), count in sorted(topics.items()):
         missing = f", missing in {len(looks) - count}" if count < len(looks) else ""
-        table.add_row(name, f"{_short(msgtype)} in {count} bags{missing}")
+        table.add_row(name, f"{_short(msgtype)} in {_bags(count)}{missing}")
     texts: dict[str, Counter[str]] = {}
     for look in looks:
         for name, topic in look.topics.items():
@@ -180,7 +184,7 @@ def _totals(looks: Sequence[BagLook]) -> Table:
                 texts.setdefault(name, Counter())[text] += 1
     for name, counter in sorted(texts.items()):
         table.add_row(
-            f"texts on {name}", _plain("\n".join(f"'{text}' in {n} bags" for text, n in counter.most_common()))
+            f"texts on {name}", _plain("\n".join(f"'{text}' in {_bags(n)}" for text, n in counter.most_common()))
         )
     return table
 

@@ -89,6 +89,10 @@ def test_a_source_of_trajectories_is_followed_too(embodiment: Embodiment, tmp_pa
     odd = VectorOptions(action=[Source(COMMANDS, fields=["velocity"], joints=["lift", "turn"])])
     with pytest.raises(OptionError, match="carries trajectories, of which the positions of `joints`"):
         sample(tmp_path, recorded, embodiment, vectors=odd)
+    some = VectorOptions(action=[Source(COMMANDS, joints=["lift"])])
+    said = r"It is for .*; the `joints` of --vectors\.action must be all those of the controller, but are lift$"
+    with pytest.raises(ValueError, match=said):
+        sample(tmp_path, recorded, embodiment, vectors=some)
 
 
 def test_a_stamped_command_begins_at_its_stamp_or_when_received(embodiment: Embodiment, tmp_path: Path) -> None:

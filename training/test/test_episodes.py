@@ -125,7 +125,7 @@ def test_events_that_do_not_fit_are_told(embodiment: Embodiment, tmp_path: Path)
         sample(tmp_path, with_events((0.5, "go")), embodiment, episodes=options)
     with pytest.raises(ValueError, match=r"no message on operator/event, which marks episodes"):
         sample(tmp_path, messages(1.0), embodiment, episodes=options)
-    with pytest.raises(ValueError, match=r"no episode in it by --episodes\.by=events: 1 episodes were discarded"):
+    with pytest.raises(ValueError, match=r"no episode in it by --episodes\.by=events: 1 episode was discarded"):
         sample(tmp_path, with_events((0.5, "start"), (2.0, "discard")), embodiment, episodes=options)
     with pytest.raises(OptionError, match=r"expected the std_msgs/String topic as --episodes\.topic"):
         sample(tmp_path, messages(1.0), embodiment, episodes=EpisodeOptions(by="events"))

@@ -62,6 +62,7 @@ def test_what_is_printed(tmp_path: Path, width: int) -> None:
     assert "damaged: c.mcap: " in text
     assert "3, damaged: c" in text
     assert "in 2 bags, missing in 1" in text
+    assert "1 bags" not in text
     assert max(len(line) for line in text.splitlines() if "/bags/" not in line and "note" not in line) <= width
 
 

@@ -25,6 +25,7 @@ from sampled import Sampled, sample, seconds
 from toy_robot import (
     JOINTS,
     START_NS,
+    STORE,
     Recorded,
     messages,
     picture,
@@ -168,6 +169,29 @@ def test_receive_time_where_asked_for(recorded: list[Recorded], embodiment: Embo
         "action arm": "receive",
         "instruction": "receive",
     }
+
+
+def test_headers_for_every_topic_are_for_those_that_have_one(
+    recorded: list[Recorded], sampled: Sampled, embodiment: Embodiment, tmp_path: Path
+) -> None:
+    gripper = Source("/gripper", fields=["data"])
+    kind = "std_msgs/msg/Float64"
+    number = STORE.types[kind](0.5)
+    joints = [m for m in recorded if m.topic == "joint_states"]
+    more = [*recorded, *(Recorded("gripper", m.receive_ns, number, kind) for m in joints)]
+    options = TimeOptions(stamps={"*": "header"})
+    every = sample(tmp_path, more, embodiment, time=options, vectors=VectorOptions(state=[gripper]))
+    assert {stream.name: stream.stamp for stream in every.account.streams} == {
+        "side": "header",
+        "hand": "header",
+        "state": "header",
+        "state 0: /gripper": "receive",
+        "action arm": "receive",
+        "instruction": "receive",
+    }
+    for row, other in zip(every.rows, sampled.rows, strict=True):
+        assert row.stamp_ns == other.stamp_ns
+        np.testing.assert_array_equal(row.frame["observation.state"][:-1], other.frame["observation.state"])
 
 
 @pytest.mark.parametrize(

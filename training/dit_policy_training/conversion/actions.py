@@ -90,7 +90,7 @@ class Actions:
                     f"--vectors.action: {source.topic} carries trajectories, of which the positions of `joints` are "
                     "followed; name these, and no other fields"
                 )
-            self._follow(name, source.topic, source.joints)
+            self._follow(name, source.topic, source.joints, "--vectors.action")
             return
         clock = self._feeds.clock(name, source.topic, "action", source.sampling, source.max_age, source.stamp)
         self._take(clock, source, msgtype, measured=True)
@@ -101,7 +101,7 @@ class Actions:
         if group.interface == "trajectory":
             if msgtype not in (None, TRAJECTORY):
                 raise VectorError(f"{topic}: it carries {msgtype}, but the embodiment says interface: trajectory")
-            self._follow(name, topic, list(group.joints))
+            self._follow(name, topic, list(group.joints), f"the embodiment's action group {group.name}")
             return
         # A controller holds what it was told last, so a command does not grow too old.
         clock = self._feeds.clock(name, topic, "action", "as_of", None, "receive")
@@ -117,9 +117,10 @@ class Actions:
         self._parts.append(track)
         self._feeds.connect(clock, track.add, measured=measured, lead_ns=self._lead_ns)
 
-    def _follow(self, name: str, topic: str, joints: list[str]) -> None:
+    def _follow(self, name: str, topic: str, joints: list[str], named_by: str) -> None:
         by_receive = stamp_choice(self._config.time, topic) == "receive"
-        followed = FollowedTrajectory(topic, joints, self._embodiment.state, self._config.controller, by_receive)
+        state, options = self._embodiment.state, self._config.controller
+        followed = FollowedTrajectory(topic, joints, state, options, by_receive, named_by)
         clock = self._feeds.clock(name, topic, "action", "trajectory", None, "receive")
         self._clocks[name] = clock
         self._parts.append(followed)

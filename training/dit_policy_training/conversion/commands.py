@@ -25,7 +25,7 @@ class FollowedTrajectory:
     """The commanded position of a controller's joints over time, from messages added in receive order.
 
     `by_receive`: a command begins when it was received, whatever its header's stamp says. It sets out from the
-    joints measured, no longer ago than `state.max_age`.
+    joints measured, no longer ago than `state.max_age`. `named_by`: what says that `joints` are the controller's.
     """
 
     def __init__(
@@ -35,12 +35,13 @@ class FollowedTrajectory:
         state: State,
         options: ControllerOptions,
         by_receive: bool = False,
+        named_by: str = "the embodiment",
     ):
         rules = asdict(options)
         self._from_desired = rules.pop("interpolate_from_desired_state")
         self._rules = rules
         self._topic, self._joints, self._state = topic, tuple(joints), state
-        self._by_receive = by_receive
+        self._by_receive, self._named_by = by_receive, named_by
         # When each was received, rising, and how it is followed; None: where the arm set out from is not known.
         self._executions: list[tuple[int, Execution | None]] = []
 
@@ -67,9 +68,19 @@ class FollowedTrajectory:
         if isinstance(command, Rejection):
             raise CommandError(
                 f"{self._topic}: a controller refuses the command at {_seconds(receive_ns)}: {command.reason}"
-                + (f". {_OTHER_CLOCK.format(topic=self._topic)}" if command.rule == "ends_in_past" else "")
+                + self._advice(command.rule, message.joint_names)
             )
         return command
+
+    def _advice(self, rule: str, names: Sequence[str]) -> str:
+        if rule == "ends_in_past":
+            return f". {_OTHER_CLOCK.format(topic=self._topic)}"
+        if rule in ("joint_count", "unknown_joint") and set(names) - set(self._joints):
+            return (
+                f". It is for {', '.join(names)}; the `joints` of {self._named_by} must be all those of the "
+                f"controller, but are {', '.join(self._joints)}"
+            )
+        return ""
 
     def _measured(self, receive_ns: int, joint_state: BagMessage) -> Point | None:
         """Where the arm was; None if its joints have been silent for too long to tell."""

@@ -140,7 +140,7 @@ class _Takes:
             self.notes.append("the recording ends before its last episode is stopped: it ends there")
             self.stop(end_ns + 1)
         if self.discarded:
-            self.notes.append(f"{self.discarded} episodes were discarded by the operator")
+            self.notes.append(f"{_were(self.discarded)} discarded by the operator")
         return Plan(self.spans, self.notes)
 
 
@@ -292,3 +292,7 @@ def _movements(
 
 def _seconds(ns: int) -> str:
     return f"{ns / 1e9:.3f} s"
+
+
+def _were(episodes: int) -> str:
+    return f"{episodes} episode was" if episodes == 1 else f"{episodes} episodes were"

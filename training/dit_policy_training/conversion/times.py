@@ -25,12 +25,16 @@ class TimeError(ValueError):
 
 
 def stamp_choice(options: TimeOptions, topic: str) -> str:
-    """What --time.stamps says of a topic: header, receive, or "" if it says nothing. Raises OptionError."""
+    """What --time.stamps says of a topic: header, receive, or "" if it says nothing. Raises OptionError.
+
+    A header for every topic is the same as nothing said: it is for those whose messages have one.
+    """
     for name, choice in options.stamps.items():
         if choice not in STAMPS:
             raise OptionError(f"--time.stamps: {name} is '{choice}', expected {' or '.join(STAMPS)}")
     named = {name.lstrip("/"): choice for name, choice in options.stamps.items()}
-    return named.get(topic.lstrip("/"), named.get(EVERY_TOPIC, ""))
+    of_all = named.get(EVERY_TOPIC, "")
+    return named.get(topic.lstrip("/"), "" if of_all == "header" else of_all)
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,8 @@ def _check_pix_fmt(encoder: Encoder) -> None:
     """SVT-AV1's own refusal, of an invalid argument, tells nobody what to do."""
     if encoder.codec == "libsvtav1" and encoder.pix_fmt not in SVT_PIX_FMTS:
         raise VideoError(
-            f"video.pix_fmt is '{encoder.pix_fmt}', libsvtav1 takes yuv420p only (or yuv420p10le): leave it out, or keep colours whole "
-            "with --video.codec=h264 --video.pix_fmt=yuv444p"
+            f"video.pix_fmt is '{encoder.pix_fmt}', libsvtav1 takes yuv420p only (or yuv420p10le): leave it out, "
+            "or keep colours whole with --video.codec=h264 --video.pix_fmt=yuv444p"
         )
 
 

@@ -211,8 +211,8 @@ class McapFile:
             raise BagError(f"{self.path.name}: the file is empty: nothing was recorded, or it was not copied")
         if self._read(0, min(self._size, len(_MAGIC))) != _MAGIC[: self._size]:
             raise BagError(
-                f"{self.path.name}: is no mcap file: it does not begin as one. Copy it again from where it was recorded; "
-                "if it is the same there, it holds something else: leave it out of --bags"
+                f"{self.path.name}: is no mcap file: it does not begin as one. Copy it again from where it was "
+                "recorded; if it is the same there, it holds something else: leave it out of --bags"
             )
         damages = []
         try:

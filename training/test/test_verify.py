@@ -289,6 +289,17 @@ def no_meta(folder: Path) -> None:
     shutil.rmtree(folder / "dataset" / "meta" / "episodes")
 
 
+def corrupt_packet(folder: Path) -> None:
+    """A byte within the encoded frame 23, the second episode's frame 3, of which no picture was kept."""
+    path = video_of(folder, SIDE)
+    with av.open(str(path)) as container:
+        packet = next(p for p in container.demux(video=0) if p.pts is not None and p.pts * p.time_base * 10 == 23)
+        place = packet.pos + packet.size // 2
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
 def lose(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / "dataset" / name).unlink()
 
@@ -325,6 +336,7 @@ SABOTAGES: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
     "names": (exchange_names, "sample", ["info.json: action is", "a has", "convert again"]),
     "depth": (change_depth, "sample", [DEPTH]),
     "evidence": (lose_episode, "sample", ["b has no evidence", "convert again"]),
+    "a packet": (corrupt_packet, "sample", ["episode 1 (of a), frame 3", f"{SIDE} is not as encoded in the shard"]),
     "a video": (empty_video, "sample", ["no readable"]),
     "meta": (no_meta, "sample", ["LeRobot cannot load it", "meta/episodes has no file"]),
     "tasks": (lose("meta/tasks.parquet"), "sample", ["LeRobot cannot load it", "meta/tasks.parquet is missing"]),

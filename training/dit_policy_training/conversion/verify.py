@@ -1,6 +1,6 @@
 """Checks a finished dataset: reloaded by LeRobot itself, and held against what was sampled before it was written.
 
-Always: the tables' order, every joint and action bit for bit, every task, the number of frames in every video, the
+Always: the tables' order, every joint and action bit for bit, every task, the encoded frames in every video, the
 statistics, and, by LeRobotDataset, a few frames of each episode, the last one among them, with their timestamps and
 pictures. `full`: every frame too, against the bags read once more.
 """
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
 from dit_policy_training.conversion.evidence import EpisodeEvidence, EvidenceError, ShardEvidence
 from dit_policy_training.conversion.findings import Findings
 from dit_policy_training.conversion.reloaded import Reloaded
+from dit_policy_training.conversion.verify_packets import check_videos
 from dit_policy_training.conversion.verify_pictures import Expected, check_all_frames, check_kept_frames
 from dit_policy_training.conversion.verify_statistics import check_statistics
 
@@ -44,7 +44,7 @@ def verify(dataset: Path, shards: Sequence[Path], mode: str, reread: Reread | No
     if opened is not None:
         _check_promises(opened, shards, findings)
         _check_numbering(opened, findings)
-        _check_videos(opened, findings)
+        check_videos(opened, shards, findings)
         check_statistics(opened, findings)
         if _same_episodes(opened, expected, findings):
             _check_vectors(opened, expected, findings)
@@ -121,24 +121,6 @@ def _check_numbering(opened: Reloaded, findings: Findings) -> None:
         found = opened.table[column].to_numpy()
         for row in np.flatnonzero(np.abs(found - values) > 1e-5):
             findings.add(column, f"row {row}: {column} is {found[row]}, expected {values[row]}; convert again")
-
-
-def _check_videos(opened: Reloaded, findings: Findings) -> None:
-    """Each mp4 holds as many frames as its episodes have rows: one that is lost shifts all after it."""
-    for key in opened.lerobot.meta.video_keys:
-        for path, due in opened.video_rows(key).items():
-            found = _frames_in(path)
-            if found != due:
-                where = path.relative_to(opened.root)
-                findings.add("videos", f"{where}: {found} frames for {due} rows of {key}; convert again")
-
-
-def _frames_in(video: Path) -> int | str:
-    try:
-        with av.open(str(video)) as container:
-            return sum(1 for packet in container.demux(video=0) if packet.size)
-    except (av.FFmpegError, OSError, IndexError) as error:
-        return f"no readable ({error})"
 
 
 def _same_episodes(opened: Reloaded, expected: list[Expected], findings: Findings) -> bool:

@@ -1,5 +1,6 @@
 """One camera's mp4, written frame by frame; what is in an mp4; and mp4s joined into one without encoding again."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 
 from dit_policy_training.conversion.encoders import Encoder, VideoError, open_stream
 
@@ -65,6 +67,18 @@ def frames_in(video: Path) -> int:
     """How many frames an mp4 holds, counted packet by packet."""
     with _opened(video) as container:
         return sum(1 for packet in container.demux(video=0) if packet.size)
+
+
+def payloads_in(video: Path) -> np.ndarray:
+    """(frames,) uint64 in the order of their times: the beginning of each encoded frame's sha256."""
+    with _opened(video) as container:
+        packets = [
+            (packet.pts, hashlib.sha256(memoryview(packet)).digest()[:8])
+            for packet in container.demux(video=0)
+            if packet.size
+        ]
+    packets.sort(key=lambda packet: packet[0])
+    return np.frombuffer(b"".join(digest for _, digest in packets), np.uint64)
 
 
 def properties(video: Path) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Command lines of this package: draccus dataclasses as `--key=value`, and errors in words instead of tracebacks."""
 
 import json
+import re
 import sys
 from argparse import Action
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from draccus.argparsing import ArgumentParser
 from draccus.help_formatter import SimpleHelpFormatter
@@ -32,7 +34,8 @@ def parse[T](
         config: T = parser.parse_args(given)
         return config
     except (DraccusException, OSError) as error:
-        print(f"error: {_reasons(error)}\n(--help lists every option)", file=sys.stderr)
+        said = _in_words(error, given, config_class) or _reasons(error)
+        print(f"error: {said}\n(--help lists every option)", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -47,6 +50,9 @@ def run[T](program: Callable[[T], int], config_class: type[T], prog: str, exampl
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         return int(getattr(stop, "exit_status", 130))
+
+
+_NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 class _HelpFormatter(SimpleHelpFormatter):
@@ -80,6 +86,34 @@ def _reasons(error: BaseException | None) -> str:
             return str(error)
         error = error.__cause__
     return ": ".join(reasons)
+
+
+def _in_words(error: Exception, given: Sequence[str], config_class: type) -> str:
+    """What is expected of the option that draccus could not read; empty if its own words must do."""
+    found = re.match(r"`([\w.]+)`", str(error))
+    values = [arg.partition("=")[2] for arg in given if found and arg.startswith(f"--{found[1]}=")]
+    if not found or not values:
+        return ""
+    expected = _expected(found[1], values[-1], _kind(found[1], config_class))
+    return f"--{found[1]} is '{values[-1]}'; expected {expected}" if expected else ""
+
+
+def _expected(option: str, value: str, kind: Any) -> str:
+    optional = isinstance(kind, UnionType) and [one for one in get_args(kind) if one is not NoneType]
+    if optional and len(optional) == 1:
+        kind = optional[0]
+    if kind in _NUMBERS:
+        return _NUMBERS[kind]
+    parts = get_args(kind)
+    if get_origin(kind) is dict and not value.startswith("{"):
+        return f"a value for each name, as --{option}='{{NAME: {_example(parts[1], value)}}}'"
+    if get_origin(kind) is list and not value.startswith("["):
+        return f"a list, as --{option}='[{_example(parts[0], value)}]'"
+    return ""
+
+
+def _example(kind: Any, value: str) -> str:
+    return f"{{{fields(kind)[0].name}: {value}, ...}}" if is_dataclass(kind) else value
 
 
 def _long_form(arg: str) -> str:

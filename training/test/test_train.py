@@ -231,7 +231,10 @@ def test_presets_are_valid(preset: str, dataset: Path) -> None:
     ("args", "message"),
     [
         (["--dataset_path=x", "--output_dir=y", "--batch_siz=3"], "batch_siz"),
-        (["--dataset_path=x", "--output_dir=y", "--batch_size=many"], "Couldn't parse 'many' into an int"),
+        (
+            ["--dataset_path=x", "--output_dir=y", "--batch_size=many"],
+            "batch_size is 'many'; expected a whole",
+        ),
         (["--output_dir=y"], "Missing required field(s) `dataset_path`"),
         (["--config=absent.yaml"], "absent.yaml"),
         (["--dataset_path=x", "--output_dir=y", "--policy.objective.type=gan"], "gan"),

@@ -206,7 +206,7 @@ def _clock(stream: Figures, _: int) -> tuple[float, str, str, str]:
     return (
         float(stream["clock_jumps"]),
         "clock jumps",
-        f"its stamps jumped {stream['clock_jumps']} times",
+        f"its stamps jumped {_count(stream['clock_jumps'], 'time')}",
         "The clock was set while recording: let NTP or PTP settle before.",
     )
 
@@ -215,8 +215,8 @@ def _late(stream: Figures, _: int) -> tuple[float, str, str, str]:
     return (
         float(stream.get("too_late", 0)),
         "late messages",
-        f"{stream.get('too_late', 0)} messages came after the row they belong to was made",
-        "Their rows hold the message before. Look for what delays this topic.",
+        f"{_count(stream.get('too_late', 0), 'message')} came after the row they belong to was made",
+        "Their rows are made of the messages around. Look for what delays this topic.",
     )
 
 

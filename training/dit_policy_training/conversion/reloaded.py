@@ -127,9 +127,9 @@ def _check_files(root: Path) -> None:
     columns = ["data/chunk_index", "data/file_index"]
     places = pd.concat([pd.read_parquet(path, columns=columns) for path in episodes]).drop_duplicates()
     for chunk, file in places.itertuples(index=False):
-        name = lerobot_format.DATA.format(chunk_index=chunk, file_index=file)
-        if not (root / name).is_file():
-            raise FileNotFoundError(f"{name} is missing")
+        data = lerobot_format.DATA.format(chunk_index=chunk, file_index=file)
+        if not (root / data).is_file():
+            raise FileNotFoundError(f"{data} is missing")
 
 
 @contextmanager

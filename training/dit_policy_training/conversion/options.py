@@ -78,7 +78,7 @@ class DepthCamera:
     height: int  # pixels
     max_age: float  # s; older at a frame: a gap
     depth_min: float = 0.01  # m
-    depth_max: float = 10.0  # m; farther reads back as this, no measurement as depth_min
+    depth_max: float = 10.0  # m; farther reads back as this; no measurement as depth_min, or 0 without videos
 
 
 @dataclass

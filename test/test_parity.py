@@ -106,6 +106,7 @@ def replay(bag: Path, listener: Listener) -> int:
     return count
 
 
+@pytest.mark.timeout(300)  # a node starts, and each message is acknowledged
 def test_the_nodes_windows_are_the_converters(bag: Path, rows: list[Row], node: Child, tmp_path: Path) -> None:
     listener = Listener(node, {RECEIVED: UInt64})
     try:

@@ -58,6 +58,7 @@ def test_windows_by_delta_timestamps_are_the_neighbouring_rows(kind: str, reques
     assert batch["action"].shape == (5, 3, 2)
 
 
+@pytest.mark.timeout(300)  # processes that take seconds to start, on a busy machine a minute
 def test_the_viewer_saves_an_episode(dataset: Path, tmp_path: Path) -> None:
     rerun = pytest.importorskip("rerun.experimental", reason="lerobot-dataset-viz needs rerun-sdk")
     output = tmp_path / "viewed"
@@ -74,6 +75,7 @@ def test_the_viewer_saves_an_episode(dataset: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.timeout(300)  # processes that take seconds to start, on a busy machine a minute
 def test_the_trainer_takes_two_steps(dataset: Path, tmp_path: Path) -> None:
     printed = run(
         "lerobot-train", "--dataset.repo_id=local/toy", f"--dataset.root={dataset}", "--dataset.video_backend=pyav",

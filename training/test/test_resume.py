@@ -102,6 +102,7 @@ def test_workers_of_a_killed_conversion_go_with_it(
     assert launcher.run(arguments(with_long, embodiment_file, tmp_path / "out", FAST))[0] == 0
 
 
+@pytest.mark.timeout(300)  # processes that take seconds to start, on a busy machine a minute
 def test_a_bag_whose_worker_is_killed_is_refused_and_the_rest_is_converted(
     launcher: Launcher, with_long: Path, embodiment_file: Path, undisturbed_long: dict[str, str], tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_bag_whose_worker_is_killed_is_refused_and_the_rest_is_converted(
     assert digest(tmp_path / "out") == undisturbed_long
 
 
+@pytest.mark.timeout(300)  # processes that take seconds to start, on a busy machine a minute
 def test_ray_converts_the_same_though_a_worker_is_killed(
     launcher: Launcher, with_long: Path, embodiment_file: Path, undisturbed_long: dict[str, str], tmp_path: Path
 ) -> None:

@@ -3,8 +3,12 @@
 import re
 from pathlib import Path
 
+from dit_policy_training import cli
+from dit_policy_training.conversion.layout import Layout
 from dit_policy_training.conversion.option_table import markdown_table
 from dit_policy_training.conversion.options import ConvertConfig, DepthCamera, Source
+
+from dit_policy_ros.embodiment import Embodiment
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +41,15 @@ def test_the_converters_document_lists_its_options_as_they_are():
     document = (ROOT / "docs/convert.md").read_text()
     for table in (markdown_table(ConvertConfig, "--"), markdown_table(Source), markdown_table(DepthCamera)):
         assert table in document, f"paste markdown_table() of conversion/option_table.py into docs/convert.md:\n{table}"
+
+
+def test_the_converters_documents_example_of_vectors_is_taken(tmp_path):
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/convert.md").read_text(), re.DOTALL)
+    (tmp_path / "vectors.yaml").write_text(example)
+    given = ["--bags=b", "--embodiment=e.yaml", "--output=o", f"--config={tmp_path / 'vectors.yaml'}"]
+    layout = Layout.of(cli.parse(ConvertConfig, given), Embodiment.load(ROOT / "config/embodiments/sim_arm.yaml"))
+    assert {"panda_joint1.velocity", "tcp_pose.orientation.w", "gripper"} <= set(layout.state_names)
+    assert list(layout.depth) == ["observation.images.wrist_depth"]
 
 
 def test_the_converters_document_explains_every_warning_of_a_report():

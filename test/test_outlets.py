@@ -476,31 +476,35 @@ def test_the_guards_stop_is_named(us: Peer, them: Peer) -> None:
         outlet.close()
 
 
-def foreign_goals(theirs: ActionOutlet, server: Server, watch: ForeignCommandWatch) -> list[Any]:
-    """The server's handles of the goals that it took until the watch had heard of one.
+def watch_of_foreign_goals(
+    node: Node, outlet: ActionOutlet, theirs: ActionOutlet, server: Server
+) -> tuple[ForeignCommandWatch, list[Any]]:
+    """A watch that has heard of a foreign goal, and the server's handles of all that were sent until it had.
 
-    A status is told once, and one told while the watch and the server were finding each other has been lost.
+    One subscription in twenty never hears what it is matched with, if both are in one process: a fault of Fast DDS's
+    shortcut for these (none in eighty without it). The node's controllers are other processes; here another one helps.
     """
     goals = []
-    deadline = time.monotonic() + 20.0
-    while not watch.check(0):
-        assert time.monotonic() < deadline, f"{len(goals)} foreign goals, none heard of"
+    for _ in range(8):
+        watch = ForeignCommandWatch(node, outlet)
         goals.append(send_goal(theirs, server))
-        heard_by = time.monotonic() + 2.0
-        while not watch.check(0) and time.monotonic() < heard_by:
+        heard_by = time.monotonic() + 3.0
+        while time.monotonic() < heard_by:
+            if watch.check(0):
+                assert faults(watch.check) == [Fault.FOREIGN_COMMAND]
+                return watch, goals
             time.sleep(0.01)
-    assert faults(watch.check) == [Fault.FOREIGN_COMMAND]
-    return goals
+        watch.close()
+    raise AssertionError(f"{len(goals)} foreign goals, none heard of")
 
 
 def test_a_foreign_goal_is_trouble_while_it_is_followed(us: Peer, action: tuple[ActionOutlet, Server]) -> None:
     outlet, server = action
-    watch = ForeignCommandWatch(us.node, outlet)
     ours = send_goal(outlet, server)
     intruder = Peer("intruder")
     theirs = ActionOutlet(intruder.node, outlet.group)
     until_matched(theirs)
-    foreign = foreign_goals(theirs, server, watch)
+    watch, foreign = watch_of_foreign_goals(us.node, outlet, theirs, server)
     server.end(ours, "abort", -1, "replaced")
     wait_for(lambda: outlet.troubles(), "ours is over")
     assert faults(watch.check) == [Fault.FOREIGN_COMMAND]
@@ -521,8 +525,7 @@ def test_a_foreign_goal_is_over_when_its_controller_has_died(us: Peer) -> None:
     server, theirs = Server(controller, group), ActionOutlet(intruder.node, group)
     until_matched(outlet)
     until_matched(theirs)
-    watch = ForeignCommandWatch(us.node, outlet)
-    foreign_goals(theirs, server, watch)
+    watch, _ = watch_of_foreign_goals(us.node, outlet, theirs, server)
     server.die()
     wait_for(lambda: not watch.check(0), "nobody follows it any more")
     controller.close()

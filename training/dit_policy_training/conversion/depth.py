@@ -1,9 +1,9 @@
 """Depth pictures to metres, by one rule for the whole dataset: nothing is scaled frame by frame.
 
 A pixel without a measurement is 0 m here: 16UC1's 0 and 32FC1's NaN (REP 118), and what is too near for the sensor
-(-inf). Too far (+inf) is `depth_max`. A LeRobot video keeps depth as 12-bit codes from `depth_min` to `depth_max` of the
-dataset's feature, so that a pixel without a measurement reads back as `depth_min`, as does what is nearer, and what is
-farther than `depth_max` as `depth_max`: who trains on depth takes both ends as not measured. Pictures in the table
+(-inf). Too far (+inf) is `depth_max`. A LeRobot video keeps depth as 12-bit codes from `depth_min` to `depth_max` of
+the dataset's feature, so that a pixel without a measurement reads back as `depth_min`, as does what is nearer, and what
+is farther than `depth_max` as `depth_max`: who trains on depth takes both ends as not measured. Pictures in the table
 keep the metres.
 """
 

@@ -5,7 +5,6 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from dit_policy_training.conversion.report import write_report
 from dit_policy_training.conversion.report_plots import HEIGHT, WIDTH, bars, curves
 from dit_policy_training.conversion.report_style import STYLE
 from dit_policy_training.conversion.report_warnings import warnings_of
+from dit_policy_training.conversion.rows import Row
 from dit_policy_training.conversion.shards import ShardWriter
 
 SIDE, HAND = "observation.images.side", "observation.images.hand"
@@ -40,14 +40,6 @@ LAYOUT = Layout(
 )
 NASTY = '<script>alert("push & pull")</script>'
 FRAMES = (30, 24, 20)
-
-
-@dataclass(frozen=True)
-class Row:
-    stamp_ns: int
-    task: str
-    frame: dict[str, np.ndarray]
-    action: np.ndarray
 
 
 def write_dataset(folder: Path, row: Callable[[int, int], Row], lengths: tuple[int, ...] = FRAMES) -> Path:
@@ -67,7 +59,7 @@ def usual(episode: int, frame: int) -> Row:
     state = np.float32([toy_robot.position(joint, t) for joint in toy_robot.JOINTS])
     ahead = np.float32([toy_robot.position(joint, t + 0.15) for joint in ("turn", "lift")])
     pictures = {SIDE: toy_robot.picture(5 * frame, 48, 32), HAND: toy_robot.picture(3 * frame + 40, 32, 32)}
-    return Row(0, NASTY if episode == 2 else "push the red block", {**pictures, "observation.state": state}, ahead)
+    return Row(0, NASTY if episode == 2 else "push the red block", {**pictures, "observation.state": state}, ahead, {})
 
 
 def account(bag: str, episodes: list[EpisodeAccount]) -> dict[str, Any]:
@@ -240,12 +232,14 @@ def dull(episode: int, frame: int) -> Row:
     row = usual(episode, frame)
     state = np.float32([0.3, toy_robot.position("turn", frame / 10), 0.1])
     pictures = {SIDE: np.full((32, 48, 3), 9, np.uint8), HAND: toy_robot.picture(7, 32, 32)}
-    return Row(0, row.task, {**pictures, "observation.state": state}, state[[1, 0]])
+    return Row(0, row.task, {**pictures, "observation.state": state}, state[[1, 0]], {})
 
 
 def wild(episode: int, frame: int) -> Row:
     row = usual(episode, frame)
-    return Row(0, "Push the red block." if episode else row.task, row.frame, np.float32([(-1) ** frame * 2.99, 0.1]))
+    return Row(
+        0, "Push the red block." if episode else row.task, row.frame, np.float32([(-1) ** frame * 2.99, 0.1]), {}
+    )
 
 
 def test_what_is_wrong_with_the_data_is_seen_in_the_tables(tmp_path: Path) -> None:
@@ -265,7 +259,7 @@ def test_what_is_wrong_with_the_data_is_seen_in_the_tables(tmp_path: Path) -> No
 
 def zeros(episode: int, frame: int) -> Row:
     row = usual(episode, frame)
-    return Row(0, row.task, {**row.frame, "observation.state": np.zeros(3, np.float32)}, np.zeros(2, np.float32))
+    return Row(0, row.task, {**row.frame, "observation.state": np.zeros(3, np.float32)}, np.zeros(2, np.float32), {})
 
 
 @pytest.mark.parametrize(("made", "kind"), [(wild, "at the limit"), (wild, "jumps"), (zeros, "action is state")])

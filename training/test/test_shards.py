@@ -21,13 +21,14 @@ from dit_policy_training.conversion import pictures
 from dit_policy_training.conversion.encoders import VideoError, colour_encoder
 from dit_policy_training.conversion.options import DepthCamera, VideoOptions
 from dit_policy_training.conversion.pictures import ColourVideo
+from dit_policy_training.conversion.rows import Row
 from dit_policy_training.conversion.shards import ShardError, ShardWriter
 from dit_policy_training.conversion.videos import VideoFile, frames_in
 from dit_policy_training.conversion.yuv import to_yuv420p
 from lerobot.configs.video import DepthEncoderConfig, RGBEncoderConfig
 from lerobot.datasets.feature_utils import get_hf_features_from_features
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from written import DEEP, DEPTH, H264, HAND, LAYOUT, SIDE, WrittenRow, picture, row, rows, write_shard
+from written import DEEP, DEPTH, H264, HAND, LAYOUT, SIDE, picture, row, rows, write_shard
 
 SVT = VideoOptions()
 PNG = VideoOptions(use_videos=False)
@@ -186,7 +187,7 @@ def test_nothing_kept_leaves_no_folder(tmp_path: Path) -> None:
 
 
 def test_an_error_on_the_way_leaves_no_folder(tmp_path: Path) -> None:
-    def broken() -> Iterator[WrittenRow]:
+    def broken() -> Iterator[Row]:
         yield from rows(0, 5)
         raise RuntimeError("the bag ended")
 
@@ -201,7 +202,7 @@ def test_an_episode_of_one_row_is_an_episode(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset[0]["observation.state"], row(3).frame["observation.state"])
 
 
-def changed(**values: np.ndarray | None) -> WrittenRow:
+def changed(**values: np.ndarray | None) -> Row:
     given = row(0)
     frame = {key: value for key, value in {**given.frame, **values}.items() if value is not None}
     return replace(given, frame=frame, action=frame.pop("action", given.action))
@@ -217,7 +218,7 @@ def changed(**values: np.ndarray | None) -> WrittenRow:
         (changed(**{HAND: None}), r"a row has action, observation\.images\.side, .*expected .*images\.hand"),
     ],
 )
-def test_a_row_that_does_not_fit_is_refused(tmp_path: Path, wrong: WrittenRow, message: str) -> None:
+def test_a_row_that_does_not_fit_is_refused(tmp_path: Path, wrong: Row, message: str) -> None:
     with pytest.raises(ShardError, match=message):
         write_shard(tmp_path / "shard", [[row(0), wrong]])
     assert list(tmp_path.iterdir()) == []
@@ -241,7 +242,7 @@ def test_a_slow_encoder_loses_no_frame_and_holds_few(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("episodes", [[rows(0, 9)], [rows(0, 4), rows(4, 5)]])
 def test_a_lost_frame_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, episodes: Sequence[Sequence[WrittenRow]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, episodes: Sequence[Sequence[Row]]
 ) -> None:
     add = VideoFile.add
     numbers = iter(range(1000))

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from dit_policy_training.conversion.layout import Layout
 from dit_policy_training.conversion.likeness import LOSSLESS, bound, colour_error, fault, psnr
 from dit_policy_training.conversion.merging import merge_shards
 from dit_policy_training.conversion.options import DepthCamera, VideoOptions
+from dit_policy_training.conversion.rows import EpisodeEnd, Row
 from dit_policy_training.conversion.shards import ShardWriter
 from dit_policy_training.conversion.verify import Verification, verify
 from huggingface_hub import constants
@@ -36,19 +36,6 @@ FAST = VideoOptions(codec="h264", crf=18, preset="ultrafast")
 TASKS = ["push the red block", "push the blue block"]
 
 
-@dataclass(frozen=True)
-class Row:
-    stamp_ns: int
-    task: str
-    frame: dict[str, np.ndarray]
-    action: np.ndarray
-
-
-@dataclass(frozen=True)
-class EpisodeEnd:
-    reason: str | None
-
-
 def rows(length: int, start: int, task: Callable[[int], str]) -> Iterator[Row]:
     y, x = np.mgrid[0:16, 0:24]
     for k in range(start, start + length):
@@ -58,7 +45,7 @@ def rows(length: int, start: int, task: Callable[[int], str]) -> Iterator[Row]:
             DEPTH: (0.5 + 0.01 * k + 0.03 * x + 0.02 * y).astype(np.float32),
             "observation.state": np.sin(np.float32([0.1, 0.2, 0.3]) * k, dtype=np.float32),
         }
-        yield Row(k * 10**8, task(k - start), frame, np.cos(np.float32([0.15, 0.25]) * k, dtype=np.float32))
+        yield Row(k * 10**8, task(k - start), frame, np.cos(np.float32([0.15, 0.25]) * k, dtype=np.float32), {})
 
 
 def events(shard: Path) -> Iterator[Row | EpisodeEnd]:
@@ -375,7 +362,7 @@ def test_a_bag_that_changed_since_is_noticed(sound: Path) -> None:
     def changed(shard: Path) -> Iterator[Row | EpisodeEnd]:
         for event in events(shard):
             if isinstance(event, Row) and event.stamp_ns == 34 * 10**8:
-                event = Row(event.stamp_ns, "other", event.frame | {SIDE: event.frame[SIDE] // 2}, event.action + 1)
+                event = Row(event.stamp_ns, "other", event.frame | {SIDE: event.frame[SIDE] // 2}, event.action + 1, {})
             yield event
 
     problems = verify(sound / "dataset", [sound / "a", sound / "b"], "full", changed).problems
@@ -396,9 +383,9 @@ def test_a_bag_that_is_gone_is_told(sound: Path) -> None:
 def test_a_witness_keeps_few_pictures_evenly_and_the_last(tmp_path: Path, length: int) -> None:
     witness = Witness(tmp_path / FOLDER)
     for k in range(length):
-        witness.add(Row(0, "t", {SIDE: np.full((2, 3, 3), k % 256, np.uint8)}, np.float32([k])))
+        witness.add(Row(0, "t", {SIDE: np.full((2, 3, 3), k % 256, np.uint8)}, np.float32([k]), {}))
     witness.end(True)
-    witness.add(Row(0, "t", {SIDE: np.zeros((2, 3, 3), np.uint8)}, np.float32([0])))
+    witness.add(Row(0, "t", {SIDE: np.zeros((2, 3, 3), np.uint8)}, np.float32([0]), {}))
     witness.end(False)
     (episode,) = ShardEvidence.load(tmp_path).episodes
     assert episode.frames == length

@@ -1,12 +1,12 @@
 """Rows by formula, written as shards: what the tests of shards and of merging share."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from dit_policy_training.conversion.layout import Layout
 from dit_policy_training.conversion.options import DepthCamera, VideoOptions
+from dit_policy_training.conversion.rows import Row
 from dit_policy_training.conversion.shards import ShardWriter
 
 SIDE, HAND, DEPTH = "observation.images.side", "observation.images.hand", "observation.images.range"
@@ -21,17 +21,6 @@ LAYOUT = Layout(
 )
 DEEP = Layout(10, "toy", {SIDE: (32, 48)}, {DEPTH: DepthCamera("d", "raw", 40, 24, 1.0)}, ("lift",), ("lift",), ())
 H264 = VideoOptions(codec="h264", crf=18, preset="superfast", pix_fmt="yuv444p")
-
-
-@dataclass(frozen=True)
-class WrittenRow:
-    """What a sampler gives, as far as a writer looks at it."""
-
-    stamp_ns: int
-    task: str
-    frame: dict[str, np.ndarray]
-    action: np.ndarray
-    ages: dict[str, float] = field(default_factory=dict)
 
 
 def picture(index: int, height: int, width: int) -> np.ndarray:
@@ -51,23 +40,23 @@ def depth(index: int, height: int, width: int) -> np.ndarray:
     return metres
 
 
-def row(index: int, layout: Layout = LAYOUT, task: str = "push") -> WrittenRow:
+def row(index: int, layout: Layout = LAYOUT, task: str = "push") -> Row:
     """The index-th row of everything."""
     frame = {key: picture(index + size[1], *size) for key, size in layout.cameras.items()}
     frame |= {key: depth(index, camera.height, camera.width) for key, camera in layout.depth.items()}
     frame["observation.state"] = np.sin(index / 3 + np.arange(len(layout.state_names))).astype(np.float32)
     action = np.cos(index / 5 + np.arange(len(layout.action_names))).astype(np.float32)
-    return WrittenRow(1_000_000_000 + index * 100_000_000, task, frame, action)
+    return Row(1_000_000_000 + index * 100_000_000, task, frame, action, {})
 
 
-def rows(first: int, count: int, layout: Layout = LAYOUT, task: str = "push") -> list[WrittenRow]:
+def rows(first: int, count: int, layout: Layout = LAYOUT, task: str = "push") -> list[Row]:
     """Rows `first` to `first + count`."""
     return [row(index, layout, task) for index in range(first, first + count)]
 
 
 def write_shard(
     folder: Path,
-    episodes: Iterable[Iterable[WrittenRow]],
+    episodes: Iterable[Iterable[Row]],
     layout: Layout = LAYOUT,
     video: VideoOptions = H264,
     threads: int = 1,

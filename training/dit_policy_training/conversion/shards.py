@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +24,8 @@ from dit_policy_training.conversion.evidence import FOLDER, Witness
 from dit_policy_training.conversion.layout import Layout
 from dit_policy_training.conversion.options import VideoOptions
 from dit_policy_training.conversion.pictures import CameraPictures, ColourVideo, DepthVideo, PictureFile, Sink
+from dit_policy_training.conversion.rows import Row
 from dit_policy_training.conversion.videos import VideoFile, check_count, frames_in, join_videos, properties
-
-if TYPE_CHECKING:  # the sampler is not needed to write
-    from dit_policy_training.conversion.sampling import Row
 
 WORKING = "unfinished"  # a folder in the shard, gone when it is complete
 TABLE_ROWS = 64  # of pictures at a time: a minute of them would be a GB
@@ -79,7 +77,7 @@ class ShardWriter:
         else:
             self._abandon()
 
-    def add(self, row: "Row") -> None:
+    def add(self, row: Row) -> None:
         """Take the episode's next row; waits for the encoders. Its arrays must not change afterwards.
 
         Raises ShardError for a row that does not fit the layout, VideoError or OSError for what encoding raised.
@@ -140,7 +138,7 @@ class ShardWriter:
                 self._table.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _check(self, row: "Row") -> None:
+    def _check(self, row: Row) -> None:
         given = {**row.frame, lerobot.ACTION: row.action}
         if given.keys() != self._shapes.keys():
             raise ShardError(f"a row has {', '.join(sorted(given))}; expected {', '.join(sorted(self._shapes))}")
@@ -268,7 +266,7 @@ class _Episode:
             sink = ColourVideo(VideoFile(self.folder / f"{key}.mp4", encoder, layout.fps, *layout.cameras[key]))
         self.cameras[key] = CameraPictures(key, sink, codes, threads, raw=encoder is None)
 
-    def add(self, row: "Row") -> None:
+    def add(self, row: Row) -> None:
         for key, camera in self.cameras.items():
             camera.add(row.frame[key])
         self._vectors[lerobot.STATE].append(row.frame[lerobot.STATE])

@@ -19,8 +19,10 @@ setup(
     ],
     install_requires=[
         "dit_policy_ros",
+        "accelerate>=1.2",
         "backports.zstd; python_version < '3.14'",
         "draccus",
+        "huggingface_hub",
         "lerobot[dataset]>=0.6.1,<0.7",
         "lz4",
         "matplotlib",
@@ -29,9 +31,15 @@ setup(
         "rich",
         "rosbags",
         "safetensors",
+        "tensorboard",
         "torch>=2.6",
     ],
-    extras_require={"ray": ["ray>=2.40"], "test": ["pytest", "pytest-timeout"]},
+    extras_require={
+        "modal": ["modal>=1"],
+        "ray": ["ray>=2.40"],
+        "test": ["pytest", "pytest-timeout"],
+        "wandb": ["wandb"],
+    },
     zip_safe=False,
     entry_points={
         "console_scripts": [

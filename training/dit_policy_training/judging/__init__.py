@@ -1,0 +1,4 @@
+"""What a trained policy does, measured on recorded episodes and in the simulator.
+
+predictions.py   chunks predicted at recorded moments, beside the recorded actions
+"""

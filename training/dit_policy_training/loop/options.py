@@ -1,0 +1,91 @@
+"""What can be chosen of a training run; `--help` prints these comments, docs/train.md explains them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from dit_policy_ros.policy.configuration import PolicyConfig
+from dit_policy_training.data.sources import DatasetSource
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW (arXiv 1711.05101) or Adam. The vision encoders learn at lr times their `lr_multiplier`."""
+
+    type: Literal["adamw", "adam"] = "adamw"  # adam adds weight_decay to the gradient, adamw takes it off the weights
+    lr: float = 3e-4  # the highest of the schedule
+    betas: tuple[float, float] = (0.9, 0.95)  # decay of the mean and of the square of the gradient
+    eps: float = 1e-8  # added to the denominator
+    weight_decay: float = 1e-4  # a step's pull of the weights towards 0, relative to lr
+    grad_clip: float = 1.0  # largest norm of the gradient; 0 leaves it free
+
+
+@dataclass
+class SchedulerConfig:
+    """Linear warm-up from 0, then constant or down to 0 along half a cosine (arXiv 1608.03983)."""
+
+    type: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    warmup_steps: int = 200  # over which the rate rises
+
+
+@dataclass
+class ValidationConfig:
+    """Episodes that are not trained on, and how often the policy is measured on them."""
+
+    episode_share: float = 0.05  # of the episodes, at least one a task; 0, or fewer than 10 episodes: none
+    freq: int = 1000  # steps from one measurement to the next
+    samples: int = 256  # moments that the loss and the action error are measured on, the same each time
+
+
+@dataclass
+class TrackingConfig:
+    """TensorBoard is always written; Weights & Biases where WANDB_API_KEY (or WANDB_MODE=offline) is set."""
+
+    wandb_project: str = "dit_policy"  # the project there
+    run_name: str = ""  # of the run there; empty: the output folder's name
+    pictures: bool = True  # sample frames after augmentation, curves, predicted over recorded actions
+
+
+@dataclass
+class TrainConfig:
+    """A training run. Of `policy`, the features, the tasks and action_state_indices are filled in from the dataset."""
+
+    output_dir: Path  # new, or see overwrite and checkpoint_path
+    dataset_path: Path | None = None  # folder of a LeRobotDataset v3
+    dataset_repo_id: str = ""  # instead: a dataset of the Hugging Face hub, downloaded once
+    dataset_revision: str = ""  # of the hub's dataset: branch, tag or commit; empty: the newest of this format
+    datasets: list[DatasetSource] = field(default_factory=list)  # instead: several, with weights
+    embodiment: Path | None = None  # the robot's YAML, for a dataset that brings none; the node needs one
+    overwrite: bool = False  # train into an output_dir that holds checkpoints already
+    checkpoint_path: Path | None = None  # go on with this run, exactly
+    finetune: bool = False  # start anew from checkpoint_path's weights instead; statistics are those of the dataset
+    task_weights: dict[str, float] = field(default_factory=dict)  # by instruction; 2: twice as often, 0: never; else 1
+    balance_tasks: bool = False  # each instruction as often as any other, however many frames it has
+    idle_weight: float = 1.0  # of idle frames; 0.1: a tenth as often
+    idle_motion: float = 0.01  # idle: for n_action_steps no action moves more than this share of its range
+    drop_n_last_frames: int = 0  # of every episode, whose windows are mostly padding
+    batch_size: int = 64  # samples a step, process and accumulation step
+    gradient_accumulation_steps: int = 1  # batches whose gradients make one step
+    train_steps: int = 30000  # optimizer steps
+    num_workers: int = 2  # processes that decode pictures
+    cache: Literal["auto", "memory", "disk", "off"] = "auto"  # of decoded pictures; auto: memory, else disk, else off
+    cache_limit_gb: float = 4.0  # that auto may use of memory
+    cache_disk_limit_gb: float = 100.0  # that auto may use of the disk
+    cache_dir: Path | None = None  # of the disk's cache; empty: beside the dataset
+    num_threads: int = 0  # of torch on the CPU; 0 leaves the choice to torch
+    save_freq: int = 5000  # steps from checkpoint to checkpoint
+    keep_checkpoints: int = 2  # older ones that are kept beside the best and the last; -1: all
+    log_freq: int = 20  # steps that a row of metrics.jsonl is the mean of
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"  # cpu, cuda, cuda:1, ...; accelerate launch chooses
+    use_amp: bool = False  # matrix products in amp_dtype
+    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"  # float16 only for GPUs without bfloat16; it scales the loss
+    compile: bool = False  # torch.compile: a minute at the start, then faster steps on a GPU
+    seed: int = 0  # of the weights, the order of samples, the noise and the augmentation
+    ema_decay: float = 0.999  # of the average of the weights, which is what is saved; 0: the last step's
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)

@@ -1,7 +1,7 @@
 # Every target sets the project up first; once that is done it takes a second.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train bench-demo bench-samplers bench-joining bench-policy bench-gpu bench-node bench-delay bench-convert test test-faults test-kills lint
+.PHONY: help setup demo demo-train bench-demo bench-samplers bench-joining bench-policy bench-gpu bench-node bench-delay bench-convert bench-memory bench-listening test test-faults test-kills lint
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -38,6 +38,12 @@ bench-delay: setup ## success and smoothness with slow inference, by way of join
 
 bench-convert: setup ## what it costs to make datasets of bags, against LeRobot's own ways (twenty minutes; ARGS=--quick: two)
 	@OMP_NUM_THREADS=1 tools/run.sh python test/bench_convert.py $(ARGS)
+
+bench-memory: setup ## what training takes of a GPU's memory, by preset (counted; no GPU needed; minutes)
+	@tools/run.sh python test/bench_memory.py
+
+bench-listening: setup ## what cures a policy that does not listen, on the demo's task (after demo-train; an hour)
+	@tools/run.sh python test/bench_listening.py
 
 test: setup ## run the tests (ARGS=... are passed to pytest; ROS=jazzy: those that ROS touches, on Jazzy)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} tools/run.sh python -m pytest $(if $(filter-out kilted,$(ROS)),-m ros) $(ARGS)

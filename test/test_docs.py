@@ -5,8 +5,8 @@ from pathlib import Path
 
 from dit_policy_training import cli
 from dit_policy_training.conversion.layout import Layout
-from dit_policy_training.conversion.option_table import markdown_table
 from dit_policy_training.conversion.options import ConvertConfig, DepthCamera, Source
+from dit_policy_training.option_table import markdown_table
 
 from dit_policy_ros.embodiment import Embodiment
 
@@ -40,7 +40,7 @@ def test_every_target_a_document_names_is_in_the_makefile():
 def test_the_converters_document_lists_its_options_as_they_are():
     document = (ROOT / "docs/convert.md").read_text()
     for table in (markdown_table(ConvertConfig, "--"), markdown_table(Source), markdown_table(DepthCamera)):
-        assert table in document, f"paste markdown_table() of conversion/option_table.py into docs/convert.md:\n{table}"
+        assert table in document, f"paste markdown_table() of option_table.py into docs/convert.md:\n{table}"
 
 
 def test_the_converters_documents_example_of_vectors_is_taken(tmp_path):

@@ -12,5 +12,5 @@ A map, in the way of the data:
 - run: running, jobs, workers, ray_cluster, bag_to_shard, manifest, assembling, locking, interrupts, disk, progress
 - checked: verify, reloaded, verify_pictures, verify_packets, verify_statistics, likeness, findings
 - shown: report, report_figures, report_warnings, report_page, report_plots, report_pictures, report_style
-- beside it: inspection, guessing, lacking (the command inspect); replay (the command to_bag); option_table
+- beside it: inspection, guessing, lacking (the command inspect); replay (the command to_bag)
 """

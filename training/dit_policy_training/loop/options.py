@@ -9,12 +9,18 @@ import torch
 from dit_policy_ros.policy.configuration import PolicyConfig
 from dit_policy_training.data.sources import DatasetSource
 
+# Named, since draccus finds no comment behind an annotation with quotes in it.
+OptimizerType = Literal["adamw", "adam"]
+SchedulerType = Literal["cosine", "constant"]
+CacheKind = Literal["auto", "memory", "disk", "off"]
+HalfPrecision = Literal["bfloat16", "float16"]
+
 
 @dataclass
 class OptimizerConfig:
     """AdamW (arXiv 1711.05101) or Adam. The vision encoders learn at lr times their `lr_multiplier`."""
 
-    type: Literal["adamw", "adam"] = "adamw"  # adam adds weight_decay to the gradient, adamw takes it off the weights
+    type: OptimizerType = "adamw"  # adam adds weight_decay to the gradient, adamw takes it off the weights
     lr: float = 3e-4  # the highest of the schedule
     betas: tuple[float, float] = (0.9, 0.95)  # decay of the mean and of the square of the gradient
     eps: float = 1e-8  # added to the denominator
@@ -26,7 +32,7 @@ class OptimizerConfig:
 class SchedulerConfig:
     """Linear warm-up from 0, then constant or down to 0 along half a cosine (arXiv 1608.03983)."""
 
-    type: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    type: SchedulerType = "cosine"  # after the warm-up
     warmup_steps: int = 200  # over which the rate rises
 
 
@@ -70,7 +76,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1  # batches whose gradients make one step
     train_steps: int = 30000  # optimizer steps
     num_workers: int = 2  # processes that decode pictures
-    cache: Literal["auto", "memory", "disk", "off"] = "auto"  # of decoded pictures; auto: memory, else disk, else off
+    cache: CacheKind = "auto"  # of decoded pictures; auto: memory, else disk, else off
     cache_limit_gb: float = 4.0  # that auto may use of memory
     cache_disk_limit_gb: float = 100.0  # that auto may use of the disk
     cache_dir: Path | None = None  # of the disk's cache; empty: beside the dataset
@@ -80,7 +86,7 @@ class TrainConfig:
     log_freq: int = 20  # steps that a row of metrics.jsonl is the mean of
     device: str = "cuda" if torch.cuda.is_available() else "cpu"  # cpu, cuda, cuda:1, ...; accelerate launch chooses
     use_amp: bool = False  # matrix products in amp_dtype
-    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"  # float16 only for GPUs without bfloat16; it scales the loss
+    amp_dtype: HalfPrecision = "bfloat16"  # float16 only for GPUs without bfloat16; it scales the loss
     compile: bool = False  # torch.compile: a minute at the start, then faster steps on a GPU
     seed: int = 0  # of the weights, the order of samples, the noise and the augmentation
     ema_decay: float = 0.999  # of the average of the weights, which is what is saved; 0: the last step's

@@ -28,7 +28,7 @@ from dit_policy_ros.policy.configuration import DiffusionConfig, FlowMatchingCon
 from dit_policy_ros.policy.engine import PolicyEngine
 from dit_policy_ros.policy.interop import configurations, tensor_names
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
-from dit_policy_ros.policy.objectives import Diffusion, FlowMatching, masked_mse
+from dit_policy_ros.policy.objectives import Diffusion, FlowMatching, squared_error
 from dit_policy_ros.policy.transformer import DiffusionTransformer
 
 CONDITIONING = 23
@@ -87,7 +87,7 @@ def test_diffusion_loss_is_lerobots(prediction, masked):
 
     noisy, target = Diffusion(DiffusionConfig(prediction_type=prediction)).corrupt(batch["action"], noise, timestep)
     torch.testing.assert_close(noisy, recorder.x, atol=1e-6, rtol=1e-6)
-    loss = masked_mse(recorder(noisy, timestep), target, batch["action_is_pad"] if masked else None)
+    loss = squared_error(recorder(noisy, timestep), target, batch["action_is_pad"] if masked else None).mean
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
 
 
@@ -104,7 +104,7 @@ def test_flow_matching_loss_is_lerobots(sigma_min):
     timestep = objective.draw_timesteps(6, torch.device("cpu"))
     noisy, target = objective.corrupt(batch["action"], noise, timestep)
     torch.testing.assert_close(noisy, recorder.x)
-    torch.testing.assert_close(masked_mse(recorder(noisy, timestep), target, batch["action_is_pad"]), expected)
+    torch.testing.assert_close(squared_error(recorder(noisy, timestep), target, batch["action_is_pad"]).mean, expected)
 
 
 @pytest.fixture(scope="module")

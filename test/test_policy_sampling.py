@@ -18,7 +18,7 @@ from diffusers import (
 from dit_policy_ros.policy.configuration import DiffusionConfig, FlowMatchingConfig, PolicyConfig
 from dit_policy_ros.policy.diffusion_plan import diffusion_timesteps
 from dit_policy_ros.policy.noise import draw_step_noise
-from dit_policy_ros.policy.objectives import PLANS, Diffusion, FlowMatching, cosine_alphas_cumprod, masked_mse
+from dit_policy_ros.policy.objectives import PLANS, Diffusion, FlowMatching, cosine_alphas_cumprod, squared_error
 from dit_policy_ros.policy.plan import guide, token_timesteps
 from dit_policy_ros.policy.sampling import Sampling, make_plan
 
@@ -449,6 +449,6 @@ def test_masked_loss_counts_only_what_is_kept():
     target[0, 2] = 100.0
     target[1, 1:] = 100.0
     is_pad = torch.tensor([[False, False, True], [False, True, True]])
-    assert masked_mse(prediction, target, is_pad).item() == 1.0
-    assert masked_mse(prediction, target, None).item() > 1000
-    assert masked_mse(prediction, target, torch.ones(2, 3, dtype=torch.bool)).item() == 0.0
+    assert squared_error(prediction, target, is_pad).mean.item() == 1.0
+    assert squared_error(prediction, target, None).mean.item() > 1000
+    assert squared_error(prediction, target, torch.ones(2, 3, dtype=torch.bool)).mean.item() == 0.0

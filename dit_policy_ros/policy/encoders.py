@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration import PolicyConfig
+from .draws import Draws
 from .preprocessing import Preprocessor
 from .text import make_text_encoder
 from .vision import make_vision_encoder
@@ -71,17 +72,48 @@ class ObservationEncoder(nn.Module):
             return null
         return torch.where(torch.as_tensor(without_instruction).unsqueeze(1), null, self.text_encoder(tasks))
 
+    def frame_features(
+        self, images: Mapping[str, Tensor], text: Tensor | None, draws: Draws | None = None
+    ) -> dict[str, Tensor]:
+        """Every camera's pictures {key: (B, n, 3, H, W)} -> {key: (B, n, image_dim)}; text (B, text_dim).
+
+        While training, cameras that share an encoder and a shape go through it together.
+        """
+        if not self.training:
+            return {key: self.image_features(key, images[key], text) for key in self.cameras}
+        pictures = {key: self.pictures(key, images[key], draws) for key in self.cameras}
+        together: dict[tuple[int, torch.Size], list[str]] = {}
+        for key, each in pictures.items():
+            together.setdefault((self._encoder_of(key), each.shape), []).append(key)
+        found = {}
+        for (encoder, shape), keys in together.items():
+            joined = torch.cat([pictures.pop(key) for key in keys]) if len(keys) > 1 else pictures.pop(keys[0])
+            words = None if text is None else text.repeat(len(keys), 1)
+            features = self._encoded(encoder, joined, words).view(len(keys), *shape[:2], -1)
+            found |= dict(zip(keys, features, strict=True))
+        return found
+
     def image_features(self, key: str, images: Tensor, text: Tensor | None) -> Tensor:
         """A camera's pictures (B, n, 3, H, W) and text features (B, text_dim) -> (B, n, image_dim).
 
         n is any number of observation steps: each picture's feature depends on no other.
         """
-        camera = self.cameras.index(key)
-        batch, steps = images.shape[:2]
-        pictures = self.preprocessors[camera](images).flatten(0, 1)
-        encoder = self.vision_encoders[camera if len(self.vision_encoders) > 1 else 0]
-        words = None if text is None else text.repeat_interleave(steps, dim=0)
-        return encoder(pictures, words).view(batch, steps, -1)
+        pictures = self.pictures(key, images)
+        return self._encoded(self._encoder_of(key), pictures, text).view(*pictures.shape[:2], -1)
+
+    def pictures(self, key: str, images: Tensor, draws: Draws | None = None) -> Tensor:
+        """A camera's pictures (B, n, 3, H, W) as its encoder gets them; augmented in training mode, from `draws`."""
+        pictures: Tensor = self.preprocessors[self.cameras.index(key)](images, draws)
+        return pictures
+
+    def _encoder_of(self, key: str) -> int:
+        return self.cameras.index(key) if len(self.vision_encoders) > 1 else 0
+
+    def _encoded(self, encoder: int, pictures: Tensor, text: Tensor | None) -> Tensor:
+        """pictures (B, n, 3, H, W), text (B, text_dim) -> (B * n, image_dim)."""
+        words = None if text is None else text.repeat_interleave(pictures.shape[1], dim=0)
+        features: Tensor = self.vision_encoders[encoder](pictures.flatten(0, 1), words)
+        return features
 
     def assemble(self, states: Sequence[Tensor], frames: Mapping[str, Tensor], text: Tensor | None) -> Tensor:
         """The conditioning, (B, n_obs * step_dim).

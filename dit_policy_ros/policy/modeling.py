@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from .batch import BatchReader
 from .candidates import choose_candidate
 from .configuration import ACTION, ACTION_IS_PAD, ENVIRONMENT_STATE, STATE, PolicyConfig
+from .draws import Draws
 from .encoders import ObservationEncoder
 from .evaluation import EvaluationMode
 from .normalization import Normalizer, Stats, stats_to_lists
-from .objectives import make_objective, masked_mse
+from .objectives import LossTerms, make_objective, squared_error
 from .realtime import ChunkInMotion, JoinTarget, differentiable, guided, join_target
 from .sampling import (
     AS_CONFIGURED,
@@ -88,72 +89,90 @@ class MultitaskDiTPolicy(nn.Module):
             if module is not self and reset is not None:
                 reset(device)
 
-    def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """The objective's loss, a scalar, on fresh noise and timesteps.
+    def loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> Tensor:
+        """The objective's loss, a scalar, on fresh noise and timesteps: the mean of `loss_terms`."""
+        return self.loss_terms(batch, draws).mean
 
-        In training mode pictures are cut at random, `state_noise` is added and a share `instruction_dropout` of
-        the samples gets no instruction; in evaluation mode nothing of that. With `max_delay` a sample's first
-        steps are given clean in both modes and the loss is that of the others.
+    def forward(self, batch: Mapping[str, Any], draws: Draws | None = None) -> tuple[Tensor, Tensor]:
+        """`loss_terms`, total and count: what a wrapper for several processes calls."""
+        total, count = self.loss_terms(batch, draws)
+        return total, count
+
+    def loss_terms(self, batch: Mapping[str, Any], draws: Draws | None = None) -> LossTerms:
+        """The objective's squared error and how many elements it is of; everything random of it comes from `draws`.
+
+        In training mode pictures are cut at random and their colours jittered, `state_noise` is added and a share
+        `instruction_dropout` of the samples gets no instruction; in evaluation mode nothing of that. With `max_delay`
+        a sample's first steps are given clean in both modes and the loss is that of the others. Raises ValueError for
+        a batch that does not fit.
         """
-        config, read = self.config, self._reader
-        conditioning = self.encode(batch, self._without_instruction(batch))
+        config, read, draws = self.config, self._reader, draws or Draws()
+        conditioning = self.encode(batch, self._without_instruction(batch, draws), draws)
         count = len(conditioning)
         actions = read.in_units(ACTION, read.entry(batch, ACTION), (count, config.horizon, config.action_dim))
-        actions = self.action_normalizer(actions.to(self.device, torch.float32) - self.action_origin(batch))
+        actions = self.action_normalizer(self._here(actions, torch.float32) - self.action_origin(batch))
         ignored = None
         if config.do_mask_loss_for_padding:
             padded = read.shaped(ACTION_IS_PAD, read.entry(batch, ACTION_IS_PAD), (count, config.horizon))
-            ignored = padded.to(self.device, torch.bool)
+            ignored = self._here(padded, torch.bool)
 
-        draws = config.objective.noise_draws
-        if draws > 1:
-            conditioning, actions = (x.repeat_interleave(draws, dim=0) for x in (conditioning, actions))
-            ignored = None if ignored is None else ignored.repeat_interleave(draws, dim=0)
-        drawn = self.objective.draw_timesteps(len(actions), actions.device)
-        noisy, target = self.objective.corrupt(actions, torch.randn_like(actions), drawn)
+        repeats = config.objective.noise_draws
+        if repeats > 1:
+            draws = draws.repeated(repeats)
+            conditioning, actions = (x.repeat_interleave(repeats, dim=0) for x in (conditioning, actions))
+            ignored = None if ignored is None else ignored.repeat_interleave(repeats, dim=0)
+        drawn = self.objective.draw_timesteps(len(actions), actions.device, draws)
+        noisy, target = self.objective.corrupt(actions, draws.normal(tuple(actions.shape), actions.device), drawn)
         timestep = self.objective.embedding_timestep(drawn)
         if config.max_delay > 0:
-            committed = self._draw_committed(len(actions))
+            committed = self._draw_committed(len(actions), draws)
             noisy = torch.where(committed.unsqueeze(-1), actions, noisy)
             timestep = torch.where(committed, self.objective.clean_timestep, timestep.unsqueeze(1))
             ignored = committed if ignored is None else ignored | committed
-        return masked_mse(self.noise_predictor(noisy, timestep, conditioning), target, ignored)
+        return squared_error(self.noise_predictor(noisy, timestep, conditioning), target, ignored)
 
-    def _without_instruction(self, batch: Mapping[str, Any]) -> bool | Tensor:
+    def _here(self, value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A batch's value on the policy's device; a copy to a GPU does not wait for what the GPU is doing."""
+        return value.to(self.device, dtype, non_blocking=self.device.type == "cuda")
+
+    def _without_instruction(self, batch: Mapping[str, Any], draws: Draws) -> bool | Tensor:
         """Which samples train without their instruction, (B,) bool, or False for none."""
         share = self.config.instruction_dropout
         if share == 0 or not self.training:
             return False
-        return torch.rand(self._count(batch), device=self.device) < share
+        return draws.uniform((self._count(batch),), self.device) < share
 
-    def _draw_committed(self, count: int) -> Tensor:
+    def _draw_committed(self, count: int, draws: Draws) -> Tensor:
         """Which steps are given clean, (count, horizon) bool: those of a delay uniform in 0 to max_delay.
 
         The delay counts from the newest observation. The steps before it are past and known whenever a step is
         committed: they too come from the chunk in motion (the chunks of arXiv 2512.05964 begin at the observation).
         """
         config = self.config
-        delay = torch.randint(config.max_delay + 1, (count, 1), device=self.device)
+        delay = draws.integers(0, config.max_delay + 1, (count, 1), self.device)
         known = torch.where(delay > 0, delay + config.n_obs_steps - 1, 0)
         return torch.arange(config.horizon, device=self.device) < known
 
-    def encode(self, batch: Mapping[str, Any], without_instruction: bool | Tensor = False) -> Tensor:
+    def encode(
+        self, batch: Mapping[str, Any], without_instruction: bool | Tensor = False, draws: Draws | None = None
+    ) -> Tensor:
         """The conditioning (B, conditioning_dim) of a batch's observations and instructions.
 
         without_instruction: True, or (B,) bool for some samples, puts a learned vector in the place of the words,
-        also where they modulate vision. Raises ValueError for a batch that does not fit, or if the policy has
-        not learned that vector (instruction_dropout 0).
+        also where they modulate vision. In training mode what is random comes from `draws`. Raises ValueError for a
+        batch that does not fit, or if the policy has not learned that vector (instruction_dropout 0).
         """
         count, read = self._count(batch), self._reader
         text = self.text_features(read.tasks(batch, count), without_instruction)
-        frames = {}
-        for key in self.observation_encoder.cameras:
-            images = read.images(key, read.entry(batch, key), (count, self.config.n_obs_steps))
-            frames[key] = self.observation_encoder.image_features(key, images.to(self.device), text)
+        pictures = {
+            key: self._here(read.images(key, read.entry(batch, key), (count, self.config.n_obs_steps)))
+            for key in self.observation_encoder.cameras
+        }
+        frames = self.observation_encoder.frame_features(pictures, text, draws)
         state, environment_state = (
             read.entry(batch, key) if key in self.config.input_features else None for key in (STATE, ENVIRONMENT_STATE)
         )
-        return self.assemble(state, frames, text, environment_state)
+        return self.assemble(state, frames, text, environment_state, draws)
 
     def text_features(self, tasks: Sequence[str] | None, without_instruction: bool | Tensor = False) -> Tensor | None:
         """The instructions' part of the conditioning, (B, text_dim); None if the policy reads none.
@@ -185,13 +204,18 @@ class MultitaskDiTPolicy(nn.Module):
         return self.observation_encoder.image_features(camera_key, images.unsqueeze(1), text)[:, 0]
 
     def assemble(
-        self, state: Any | None, frames: Mapping[str, Tensor], text: Tensor | None, environment_state: Any | None = None
+        self,
+        state: Any | None,
+        frames: Mapping[str, Tensor],
+        text: Tensor | None,
+        environment_state: Any | None = None,
+        draws: Draws | None = None,
     ) -> Tensor:
         """The conditioning (B, conditioning_dim) from its parts, None for what the policy does not take.
 
         state and environment_state (B, n_obs, S) in units; frames {camera key: (B, n_obs, image_dim)}; text
-        (B, text_dim). In training mode `state_noise` is added. Raises ValueError for a part that is missing, not
-        taken, or of another shape, and for a state that is not finite.
+        (B, text_dim). In training mode `state_noise` is added, from `draws`. Raises ValueError for a part that is
+        missing, not taken, or of another shape, and for a state that is not finite.
         """
         encoder, config = self.observation_encoder, self.config
         taken = {STATE: state, ENVIRONMENT_STATE: environment_state, **frames, "text": text}
@@ -203,7 +227,8 @@ class MultitaskDiTPolicy(nn.Module):
         if self.state_normalizer is not None:
             states.append(self.state_normalizer(self._state(STATE, state)))
             if self.training and config.state_noise > 0:
-                states[0] = states[0] + config.state_noise * torch.randn_like(states[0])
+                noise = (draws or Draws()).normal(tuple(states[0].shape), self.device)
+                states[0] = states[0] + config.state_noise * noise
         if self.environment_state_normalizer is not None:
             states.append(self.environment_state_normalizer(self._state(ENVIRONMENT_STATE, environment_state)))
         named = {
@@ -451,4 +476,4 @@ class MultitaskDiTPolicy(nn.Module):
 
     def _state(self, key: str, value: Any) -> Tensor:
         """A state (B, n_obs, S) on the policy's device."""
-        return self._reader.state(key, value).to(self.device, torch.float32)
+        return self._here(self._reader.state(key, value), torch.float32)

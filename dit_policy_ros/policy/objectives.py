@@ -7,11 +7,12 @@ normalised, (B, horizon, A).
 
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from .draws import Draws
 from .objective_configuration import DiffusionConfig, FlowMatchingConfig, ObjectiveConfig
 from .recent import Recent
 
@@ -37,16 +38,30 @@ def cosine_alphas_cumprod(num_train_timesteps: int) -> Tensor:
     return torch.cumprod(1.0 - torch.tensor(betas, dtype=torch.float32, device="cpu"), dim=0)
 
 
-def masked_mse(prediction: Tensor, target: Tensor, is_pad: Tensor | None) -> Tensor:
-    """Mean squared error over the elements of the steps that are not padding.
+class LossTerms(NamedTuple):
+    """A loss before its division: parts of a batch are added up, then divided once."""
 
-    prediction, target (B, T, A); is_pad (B, T) bool, or None for no mask. Zero where every step is padding.
+    total: Tensor
+    """The sum of the squared errors that count, a scalar."""
+    count: Tensor
+    """How many they are, int64."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The loss; zero where nothing counts."""
+        return self.total / self.count.clamp_min(1)
+
+
+def squared_error(prediction: Tensor, target: Tensor, is_pad: Tensor | None) -> LossTerms:
+    """The squared error over the elements of the steps that are not padding.
+
+    prediction, target (B, T, A); is_pad (B, T) bool, or None for no mask.
     """
     error = (prediction - target).square()
     if is_pad is None:
-        return error.mean()
+        return LossTerms(error.sum(), torch.full((), error.numel(), dtype=torch.int64, device=error.device))
     keep = ~is_pad.unsqueeze(-1)
-    return (error * keep).sum() / (keep.sum() * error.shape[-1]).clamp_min(1)
+    return LossTerms((error * keep).sum(), keep.sum() * error.shape[-1])
 
 
 class Objective(nn.Module):
@@ -91,9 +106,9 @@ class Diffusion(Objective):
         """What the transformer's embedding is given for timesteps of any shape, float32."""
         return timestep.float()
 
-    def draw_timesteps(self, count: int, device: torch.device) -> Tensor:
+    def draw_timesteps(self, count: int, device: torch.device, draws: Draws | None = None) -> Tensor:
         """Training timesteps, (count,) int64, uniform over the schedule."""
-        return torch.randint(self.config.num_train_timesteps, (count,), device=device)
+        return (draws or Draws()).integers(0, self.config.num_train_timesteps, (count,), device)
 
     def corrupt(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """The noisy actions and what to predict from them, both as clean (B, T, A); timestep (B,)."""
@@ -119,12 +134,12 @@ class FlowMatching(Objective):
         """What the transformer's embedding is given for timesteps of any shape, float32."""
         return self.config.timestep_scale * timestep
 
-    def draw_timesteps(self, count: int, device: torch.device) -> Tensor:
+    def draw_timesteps(self, count: int, device: torch.device, draws: Draws | None = None) -> Tensor:
         """Training times in [0, 1], (count,) float32."""
-        if self.config.timestep_sampling == "uniform":
-            return torch.rand(count, device=device)
-        beta = torch.distributions.Beta(self.config.beta_alpha, self.config.beta_beta)
-        return self.config.beta_scale * (1 - beta.sample((count,)).to(device))
+        draws, config = draws or Draws(), self.config
+        if config.timestep_sampling == "uniform":
+            return draws.uniform((count,), device)
+        return config.beta_scale * (1 - draws.beta(config.beta_alpha, config.beta_beta, (count,), device))
 
     def corrupt(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """The noisy actions and what to predict from them, both as clean (B, T, A); timestep (B,)."""

@@ -4,14 +4,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .draws import Draws
+from .jitter import Jitter
 from .vision_configuration import VisionConfig
 
 
 class Preprocessor(nn.Module):
     """A camera's pictures as its encoder wants them: scaled, cut, normalised. The steps are VisionConfig's.
 
-    At training each sample gets a window of its own, the same for all of its observation steps, so that
-    motion between them stays what it was.
+    At training each sample gets a window and a colour jitter of its own, the same for all of its observation steps,
+    so that motion between them stays what it was.
     """
 
     mean: Tensor
@@ -41,40 +43,56 @@ class Preprocessor(nn.Module):
         scale = max(self.config.resize_shape[0] / height, self.config.resize_shape[1] / width)
         return round(height * scale), round(width * scale)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, n_obs, 3, H, W), uint8 or float in [0, 1] -> (B, n_obs, 3, *shape) float32, normalised."""
-        batch, steps = images.shape[:2]
-        images = self.resize(images.flatten(0, 1))
-        images = self.cut(images.view(batch, steps, *images.shape[1:]))
-        return (images - self.mean) / self.std
+    def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+        """(B, n_obs, 3, H, W), uint8 or float in [0, 1] -> (B, n_obs, 3, *shape) float32, normalised.
+
+        In training mode it augments, by `draws`.
+        """
+        return (self.augmented(images, draws) - self.mean).div_(self.std)
+
+    def augmented(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+        """What `forward` gives before it normalises, (B, n_obs, 3, *shape) float32 in [0, 1]: fit to be looked at."""
+        draws = draws or Draws()
+        if images.shape[-2:] != self.resized_shape:
+            images = self.resize(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        images = as_float(self.cut(images, draws))  # cut first: bytes are a quarter of floats
+        if not self.training:
+            return images
+        return Jitter.drawn(self.config, len(images), images.device, draws)(images)
 
     def resize(self, images: Tensor) -> Tensor:
         """(N, 3, H, W), uint8 or float in [0, 1] -> (N, 3, *resized_shape) float32 in [0, 1].
 
         Pictures that already have that shape pass, so a training cache may hold them scaled.
         """
-        images = images.float() if images.is_floating_point() else images.float() / 255
+        images = as_float(images)
         if images.shape[-2:] == self.resized_shape:
             return images
         return F.interpolate(images, self.resized_shape, mode="bilinear", align_corners=False, antialias=True)
 
-    def cut(self, images: Tensor) -> Tensor:
-        """(B, n_obs, 3, H, W) -> (B, n_obs, 3, *shape)."""
+    def cut(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+        """(B, n_obs, 3, H, W) -> (B, n_obs, 3, *shape); beyond the picture's edge, its edge."""
         (height, width), (rows, columns) = self.shape, images.shape[-2:]
         # Round half to even, as torchvision's CenterCrop, so that foreign checkpoints see the same pixels.
         top, left = round((rows - height) / 2), round((columns - width) / 2)
         if not self.training:
             return images[..., top : top + height, left : left + width]
-        y = self._window(len(images), top, rows, height, images.device)
-        x = self._window(len(images), left, columns, width, images.device)
+        draws = draws or Draws()
+        y = self._window(len(images), top, rows, height, images.device, draws)
+        x = self._window(len(images), left, columns, width, images.device, draws)
         sample = torch.arange(len(images), device=images.device).view(-1, 1, 1)
         return images[sample, :, :, y[:, :, None], x[:, None, :]].permute(0, 3, 4, 1, 2)
 
-    def _window(self, count: int, centre: int, available: int, size: int, device: torch.device) -> Tensor:
+    def _window(self, count: int, centre: int, available: int, size: int, device: torch.device, draws: Draws) -> Tensor:
         """Indices (count, size) of random windows into `available` pixels; beyond the edge, the edge's."""
         start = torch.full((count, 1), centre, device=device)
         if self.config.crop_is_random:
-            start = torch.randint(available - size + 1, (count, 1), device=device)
+            start = draws.integers(0, available - size + 1, (count, 1), device)
         shift = self.config.random_shift
-        start = start + torch.randint(-shift, shift + 1, (count, 1), device=device)
+        start = start + draws.integers(-shift, shift + 1, (count, 1), device)
         return (start + torch.arange(size, device=device)).clamp(0, available - 1)
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Pictures uint8 or float in [0, 1] -> float32 in [0, 1]."""
+    return images.float() if images.is_floating_point() else images.float() / 255

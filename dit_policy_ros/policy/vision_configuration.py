@@ -21,18 +21,22 @@ class VisionConfig(draccus.ChoiceRegistry):
     "stretch", for LeRobot's checkpoints, scales it to exactly that shape instead), then cut to `crop_shape`
     (default: `resize_shape`): at the centre at inference, anywhere at training if `crop_is_random`. Training may
     also shift the window by up to `random_shift` pixels, edges replicated (DrQ-v2, arXiv 2107.09645). Shapes are
-    (H, W).
+    (H, W). Training may jitter colours as well (jitter.py), each sample by factors of its own.
     """
 
-    resize_shape: tuple[int, int] | None = None
-    resize_mode: Literal["cover", "stretch"] = "cover"
-    crop_shape: tuple[int, int] | None = None
-    crop_is_random: bool = True
-    random_shift: int = 0
-    use_separate_encoder_per_camera: bool = False
-    lr_multiplier: float = 1.0
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resize_shape: tuple[int, int] | None = None  # (H, W) that pictures are scaled to; null: as recorded
+    resize_mode: Literal["cover", "stretch"] = "cover"  # cover keeps the aspect ratio, stretch does not
+    crop_shape: tuple[int, int] | None = None  # (H, W) then cut out, and seen; null: resize_shape
+    crop_is_random: bool = True  # where it is cut while training: anywhere, or at the centre as when it runs
+    random_shift: int = 0  # pixels; the window is shifted by up to that while training, edges replicated
+    brightness: float = 0.0  # colour jitter while training: brightness times 1 - x to 1 + x, each sample its own
+    contrast: float = 0.0  # the same of contrast; 0.2 to 0.4 are usual
+    saturation: float = 0.0  # the same of saturation
+    hue: float = 0.0  # hue shifted by up to x turns, at most 0.5; 0.05 is usual, more changes what colours are called
+    use_separate_encoder_per_camera: bool = False  # each camera its own weights
+    lr_multiplier: float = 1.0  # of optimizer.lr, for the vision encoders; 0.1 for pretrained ones
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # taken off pixels in [0, 1], by red, green, blue
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # that they are divided by
 
     @classmethod
     def default_choice_name(cls) -> str:
@@ -63,6 +67,11 @@ class VisionConfig(draccus.ChoiceRegistry):
             found.append("vision.resize_mode stretch needs vision.resize_shape: the shape to stretch to")
         if self.random_shift < 0:
             found.append(f"vision.random_shift must be at least 0 pixels, got {self.random_shift}")
+        for name in ("brightness", "contrast", "saturation"):
+            if getattr(self, name) < 0:
+                found.append(f"vision.{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.hue <= 0.5:
+            found.append(f"vision.hue must be in [0, 0.5] turns, got {self.hue}")
         if self.lr_multiplier < 0:
             found.append(f"vision.lr_multiplier must be at least 0, got {self.lr_multiplier}")
         if min(self.image_std) <= 0:

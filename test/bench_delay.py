@@ -1,9 +1,9 @@
 """`make bench-delay`: the demo's task with slow inference, and how chunks join: replace, blend, rtc.
 
-Closed loop in simulated time (closed_loop.py): each chunk takes the demo's own 30 ms and an added delay to come, while
-the arm goes on. For each way of joining and each delay the share of successes, and what the arm feels where a chunk
-takes over: the jump of velocity and acceleration (`runtime.joining.Seam`), and the arm's jerk in the 0.2 s after (root
-mean square, of the simulated joints). Medians over all seams.
+Closed loop in simulated time (sim/closed_loop.py): each chunk takes the demo's own 30 ms and an added delay to come,
+while the arm goes on. For each way of joining and each delay the share of successes, and what the arm feels where a
+chunk takes over: the jump of velocity and acceleration (`runtime.joining.Seam`), and the arm's jerk in the 0.2 s after
+(root mean square, of the simulated joints). Medians over all seams.
 
 Writes outputs/bench/delay.json and, with --plot, docs/images/joining.png. With --checkpoint another policy.
 """
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from bench_report import Row, figure_row, publish
-from closed_loop import TICK_NS, ClosedLoop, Episode
 from rich.progress import track
 
 from dit_policy_ros.embodiment import Embodiment
@@ -28,7 +27,9 @@ from dit_policy_ros.policy.checkpoint import load_checkpoint
 from dit_policy_ros.policy.engine import PolicyEngine
 from dit_policy_ros.runtime.decisions import Settings
 from dit_policy_ros.runtime.joining import JOININGS, Joining
+from dit_policy_ros.sim.closed_loop import TICK_NS, ClosedLoop, Episode
 from dit_policy_ros.sim.simulation import Simulation
+from dit_policy_ros.sim.task import target_of
 
 DELAYS_MS = (0, 100, 200, 300)
 OWN_LATENCY = 0.03  # s, of the demo's policy on a CPU
@@ -113,7 +114,10 @@ def main() -> int:
             settings = Settings(policy.config.n_action_steps, joining=joining, max_consecutive_rejections=100)
             loop = ClosedLoop(engine, embodiment, simulation, OWN_LATENCY + delay / 1e3)
             table[joining, delay] = figures(
-                [loop.run(FIRST_SEED + number, settings) for number in range(options.episodes)]
+                [
+                    loop.run(FIRST_SEED + number, target_of(FIRST_SEED + number), settings)
+                    for number in range(options.episodes)
+                ]
             )
     how = f"{options.episodes} unseen scenes each, closed loop, simulated time, own latency {OWN_LATENCY * 1e3:.0f} ms"
     rows: list[Row] = judged(table, how)

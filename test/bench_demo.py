@@ -15,7 +15,8 @@ from typing import Any
 
 from bench_report import publish
 
-from dit_policy_ros.nodes.demo_report import CONTROLS, MAX_WRONG_BLOCK, MIN_SUCCESS
+from dit_policy_ros.nodes.demo_report import MAX_WRONG_BLOCK, MIN_SUCCESS
+from dit_policy_ros.sim.task import CONTROLS
 
 WORK = Path("outputs/demo-train")
 SEEDS = (0, 1, 2)

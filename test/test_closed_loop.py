@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from bench_delay import figures, judged
-from closed_loop import ClosedLoop
 
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.policy.checkpoint import load_checkpoint
@@ -17,6 +16,7 @@ from dit_policy_ros.runtime.decisions import Settings
 from dit_policy_ros.runtime.faults import Fault, Trouble
 from dit_policy_ros.runtime.gate import Verdict
 from dit_policy_ros.runtime.joining import JOININGS, Joining
+from dit_policy_ros.sim.closed_loop import ClosedLoop
 from dit_policy_ros.sim.simulation import Simulation
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints/demo"
@@ -37,7 +37,10 @@ def loop(simulation: Simulation) -> ClosedLoop:
 
 @pytest.mark.parametrize("joining", JOININGS)
 def test_the_task_is_done_with_slow_inference(loop: ClosedLoop, joining: Joining) -> None:
-    episodes = [loop.run(seed, Settings(n_action_steps=8, joining=joining)) for seed in (700_100, 700_101)]
+    episodes = [
+        loop.run(seed, target, Settings(n_action_steps=8, joining=joining))
+        for seed, target in ((700_100, "blue"), (700_101, "red"))
+    ]
     assert any(episode.success for episode in episodes)  # 20 of 20 in the benchmark
     assert not any(episode.wrong_block for episode in episodes)
     outcomes = [outcome for episode in episodes for outcome in episode.outcomes]
@@ -52,7 +55,7 @@ def test_an_arm_brought_to_rest_in_the_middle_still_finishes(loop: ClosedLoop) -
     """A camera fails for a while: the arm stops, goes on by itself, and does its task."""
     trouble = [Trouble(Fault.INPUT, "a camera failed")]
     episode = loop.run(
-        700_100, Settings(n_action_steps=8, recovery="automatic"), lambda s: trouble if 1 < s < 2 else []
+        700_100, "blue", Settings(n_action_steps=8, recovery="automatic"), lambda s: trouble if 1 < s < 2 else []
     )
     assert episode.stops == 1
     assert episode.success

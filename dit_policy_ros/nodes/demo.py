@@ -34,13 +34,12 @@ from rich.table import Table
 
 from dit_policy_ros.nodes.demo_operator import DemoError, Operator
 from dit_policy_ros.nodes.demo_pictures import Studio, contact_sheet, video_frames, write_video
-from dit_policy_ros.nodes.demo_report import CONTROLS, Episode, report
+from dit_policy_ros.nodes.demo_report import Episode, report
 from dit_policy_ros.nodes.domain import claimed_domain, local_environment
 from dit_policy_ros.nodes.processes import Child, ChildDied
 from dit_policy_ros.sim.simulation import OffscreenError
-from dit_policy_ros.sim.task import COLOURS, instruction_for
+from dit_policy_ros.sim.task import CONTROLS, FIRST_SEED, instruction_for, target_of
 
-FIRST_SEED = 500_000  # training's scenes count up from 1000
 _FPS = 15  # of the recorded scene, and so of the video
 
 
@@ -169,7 +168,7 @@ def run_episodes(options: argparse.Namespace, console: Console) -> tuple[list[Ep
         episodes = []
         with Board(console, options.episodes) as board:
             for number in range(options.episodes):
-                target = COLOURS[(number + (options.control == "wrong_instruction")) % len(COLOURS)]
+                target = target_of(number, options.control)
                 episode = Episode(number + 1, options.seed + number, instruction_for(target))
                 episodes.append(episode)
                 board.begin(episode)

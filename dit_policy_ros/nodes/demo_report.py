@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from dit_policy_ros.sim.task import TIME_LIMIT, judge
+from dit_policy_ros.sim.task import SETTLED_S, TIME_LIMIT, judge
 
 MIN_SUCCESS = 0.90  # share of the episodes
 MAX_WRONG_BLOCK = 0.05
-SETTLED_S = 0.3  # how long a success must last to count
-CONTROLS = ("none", "blank_images", "wrong_instruction")
 _REPORTED_VERSIONS = ("dit_policy_ros", "torch", "numpy", "mujoco", "transformers", "ros-rclpy")
 
 

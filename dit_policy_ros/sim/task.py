@@ -11,6 +11,9 @@ START_X, START_Y = (0.40, 0.52), (-0.22, 0.22)  # m, where blocks' middles may s
 LANE = 0.115  # m, least distance across y, so that one block's way to the line is free of the others
 MAX_MOVED = 0.04  # m, how far another block may be nudged
 TIME_LIMIT = 12.0  # s, for one episode
+SETTLED_S = 0.3  # how long a success must last to count
+FIRST_SEED = 500_000  # of the scenes that policies are judged in; training's count up from 1000
+CONTROLS = ("none", "blank_images", "wrong_instruction")  # what a policy is deprived of, to see what it goes by
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ def instruction_for(colour: str) -> str:
     if colour not in COLOURS:
         raise ValueError(f"no block is {colour!r}; there are: {', '.join(COLOURS)}")
     return f"push the {colour} block over the line"
+
+
+def target_of(number: int, control: str = "none") -> str:
+    """The colour asked for in the number-th scene, 0 the first; "wrong_instruction" asks for another than usual."""
+    return COLOURS[(number + (control == "wrong_instruction")) % len(COLOURS)]
 
 
 def place_blocks(rng: np.random.Generator) -> dict[str, tuple[float, float, float]]:

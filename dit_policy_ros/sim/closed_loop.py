@@ -1,7 +1,8 @@
 """The whole line in one process and in simulated time: arm, cameras, conductor, policy, trajectory controller.
 
-Nothing waits for a clock: the inference's latency is a number, so that the loop is the same on any machine, and faster
-than real time. What DDS and threads add is measured elsewhere, by `make bench-node` and the end-to-end tests.
+Nothing waits for a clock: the inference's latency is a number, so that the loop is the same on any machine, however
+busy, and faster than real time. What DDS and threads add is measured elsewhere, by `make bench-node` and the end-to-end
+tests. `dit_policy_ros.sim.rollout` is its command line.
 """
 
 from __future__ import annotations
@@ -25,42 +26,67 @@ from dit_policy_ros.runtime.trajectory import Trajectory
 from dit_policy_ros.sim import topics
 from dit_policy_ros.sim.scene import ARM_JOINTS
 from dit_policy_ros.sim.simulation import Simulation
-from dit_policy_ros.sim.task import COLOURS, TIME_LIMIT, instruction_for, judge
+from dit_policy_ros.sim.task import SETTLED_S, TIME_LIMIT, instruction_for, judge
 from dit_policy_ros.sim.trajectory_controller import TrajectoryController
 
 TICK_NS = 10_000_000
 CAMERA_TICKS = 7  # 14.3 Hz
-SETTLED_S = 0.3  # how long a success must last to count
+FRESH_S = 0.3  # as in the demo, from the scene's beginning to the policy's: it has a history of observations
 _START_NS = 10_000_000_000
 
 
 @dataclass
 class Episode:
-    """One episode's result; `velocities` (ticks, 7) rad/s are the arm's, `seam_ticks` where chunks took over."""
+    """One episode's result; `velocities` (ticks, 7) rad/s are the arm's, `seam_ticks` where chunks took over.
+
+    outcomes: of each inference; missed: of each moment at which there was nothing to infer from. seconds are simulated,
+    from the policy's beginning to the verdict; moved: m, by colour.
+    """
 
     success: bool = False
     wrong_block: bool = False
+    seconds: float = 0.0
+    moved: dict[str, float] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
+    missed: list[Outcome] = field(default_factory=list)
     seam_ticks: list[int] = field(default_factory=list)
     stops: int = 0
     velocities: list[np.ndarray] = field(default_factory=list)
 
 
 class ClosedLoop:
-    """Runs episodes of the demo's task with a policy whose chunks take `latency` s to come."""
+    """Runs episodes of the demo's task with a policy whose chunks take `latency` s to come.
 
-    def __init__(self, engine: PolicyEngine, embodiment: Embodiment, simulation: Simulation, latency: float) -> None:
+    blank: it sees black images, a control of what it goes by.
+    """
+
+    def __init__(
+        self,
+        engine: PolicyEngine,
+        embodiment: Embodiment,
+        simulation: Simulation,
+        latency: float,
+        blank: bool = False,
+    ) -> None:
         self._engine = engine
         self._embodiment = embodiment
         self._simulation = simulation
         self._latency_ns = round(latency * 1e9)
+        self._blank = blank
 
-    def run(self, seed: int, settings: Settings, troubles: Callable[[float], list[Trouble]] = lambda _: []) -> Episode:
-        """One episode, until it has succeeded, spoiled another block, or run out of time.
+    def run(
+        self,
+        seed: int,
+        target: str,
+        settings: Settings,
+        troubles: Callable[[float], list[Trouble]] = lambda _: [],
+    ) -> Episode:
+        """One episode in the scene of that seed, told to push the target's block, until it has succeeded, spoiled
+        another block, or run out of time.
 
         troubles(seconds): what the watchdogs see at that time since the policy began.
         """
-        episode, target = Episode(), COLOURS[seed % len(COLOURS)]
+        episode = Episode()
         self._prepare(seed, instruction_for(target))
         start, succeeded = self._simulation.blocks(), 0.0
         for seconds in self._ticks(settings, episode, troubles):
@@ -68,6 +94,7 @@ class ClosedLoop:
             succeeded = succeeded + TICK_NS / 1e9 if result.success else 0.0
             if result.wrong_block or succeeded >= SETTLED_S or seconds >= TIME_LIMIT:
                 episode.success, episode.wrong_block = succeeded >= SETTLED_S, result.wrong_block
+                episode.seconds, episode.moved = seconds, result.moved
                 break
         return episode
 
@@ -84,7 +111,7 @@ class ClosedLoop:
     def _ticks(
         self, settings: Settings, episode: Episode, troubles: Callable[[float], list[Trouble]]
     ) -> Iterator[float]:
-        warm_up = 2 * CAMERA_TICKS  # the streams begin before the policy does
+        warm_up = round(FRESH_S * 1e9 / TICK_NS)  # the streams begin before the policy does
         for tick in range(10**9):
             self._sense(tick)
             if tick == warm_up:
@@ -104,9 +131,13 @@ class ClosedLoop:
         simulation, names = self._simulation, self._simulation.joint_names
         self._add(topics.JOINT_STATES, topics.joint_state_fields(names, names, simulation.q, simulation.qd))
         if tick % CAMERA_TICKS == 0:
-            self._add(topics.WORKSPACE_IMAGE, topics.image_fields(simulation.render("workspace")))
+            self._add(topics.WORKSPACE_IMAGE, topics.image_fields(self._seen("workspace")))
         if (tick + CAMERA_TICKS // 2) % CAMERA_TICKS == 0 or tick == 0:
-            self._add(topics.WRIST_IMAGE, topics.compressed_image_fields(simulation.render("wrist")))
+            self._add(topics.WRIST_IMAGE, topics.compressed_image_fields(self._seen("wrist")))
+
+    def _seen(self, camera: str) -> np.ndarray:
+        picture = self._simulation.render(camera)
+        return np.zeros_like(picture) if self._blank else picture
 
     def _add(self, topic: str, fields: Mapping[str, Any]) -> None:
         header = SimpleNamespace(stamp=SimpleNamespace(sec=self._now_ns // 10**9, nanosec=self._now_ns % 10**9))
@@ -123,6 +154,8 @@ class ClosedLoop:
                 self._command(outcome.trajectory)
                 episode.seam_ticks.append(len(episode.velocities))
         directive = self._conductor.tick(self._now_ns, settings, troubles)
+        if directive.refusal is not None:
+            episode.missed.append(directive.refusal)
         if directive.request is not None:
             self._coming = self._now_ns + self._latency_ns, self._pipeline.sample(directive.request)
         if directive.stop is not None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from dit_policy_training.dataset import FrameCache, Windows, gather, load_table
+from dit_policy_training.data.frames import gather, open_frames
+from dit_policy_training.data.table import load_table
+from dit_policy_training.data.windows import Windows
 
 from dit_policy_ros.policy.configuration import PolicyConfig
 
@@ -47,13 +49,12 @@ def observations(config: PolicyConfig, count: int, ago: int = 0) -> list[dict[st
     """
     table = load_table(DATASET)
     windows = Windows(table, config.n_obs_steps, config.horizon)
-    cache = FrameCache(table)
-    cache.fill()
+    frames = open_frames(table)
     rows = np.arange(len(table))
     if ago:
         rows = rows[(rows - table.episode_start >= ago) & (table.episode_end - rows > config.horizon)]
     chosen = np.sort(np.random.default_rng(0).choice(rows, count, replace=False))
-    return [gather(windows, cache, chosen - back) for back in ((ago, 0) if ago else (0,))]
+    return [gather(windows, frames, chosen - back) for back in ((ago, 0) if ago else (0,))]
 
 
 def milliradians(differences: torch.Tensor) -> float:

@@ -19,7 +19,9 @@ from dit_policy_ros.policy.checkpoint import load_checkpoint
 from dit_policy_ros.policy.configuration import ACTION, ACTION_IS_PAD, TASK
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_training import cli
-from dit_policy_training.dataset import FrameCache, Table, Windows, gather, load_table
+from dit_policy_training.data.frames import gather, open_frames
+from dit_policy_training.data.table import Table, load_table
+from dit_policy_training.data.windows import Windows
 
 BLANK = 127  # the grey of a blanked picture
 
@@ -49,12 +51,11 @@ class Answer:
 def diagnose(policy: MultitaskDiTPolicy, table: Table, config: DiagnoseConfig) -> list[Answer]:
     """One answer for each way of asking; the first is as recorded."""
     windows = Windows(table, policy.config.n_obs_steps, policy.config.horizon)
-    cache = FrameCache(table)
-    cache.fill()
+    frames = open_frames(table)
     rows = np.flatnonzero(np.arange(len(table)) - table.episode_start < config.seconds * table.fps)
     sums: dict[str, np.ndarray] = {}
     for start in range(0, len(rows), config.batch_size):
-        batch = gather(windows, cache, rows[start : start + config.batch_size])
+        batch = gather(windows, frames, rows[start : start + config.batch_size])
         usual = None
         for asked, changed in _ways(batch, table.tasks):
             noise = torch.Generator(config.device).manual_seed(config.seed + start)

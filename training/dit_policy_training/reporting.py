@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from dit_policy_training.dataset import Table
+from dit_policy_training.data.table import Table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -88,6 +88,7 @@ def model_card(table: Table, settings: str, results: Mapping[str, Any]) -> str:
     """Markdown that says what a policy was trained on, how, and how far: `settings` is YAML, `results` name: value."""
     counts = Counter(table.tasks[index] for index in table.task_index[np.unique(table.episode_start)])
     embodiment = table.embodiment
+    assert embodiment is not None
     cameras = ", ".join(f"{camera.name} {camera.width}x{camera.height}" for camera in embodiment.cameras)
     lines = [
         f"# Multitask DiT policy for `{embodiment.name}`",
@@ -97,7 +98,7 @@ def model_card(table: Table, settings: str, results: Mapping[str, Any]) -> str:
         "",
         "## Data",
         "",
-        f"- dataset `{table.root.name}`: {table.episodes} episodes, {len(table)} frames at {table.fps} Hz",
+        f"- dataset `{table.name}`: {table.episodes} episodes, {len(table)} frames at {table.fps} Hz",
         f"- cameras: {cameras}",
         f"- state: {', '.join(embodiment.state.joints)}",
         f"- action: {', '.join(embodiment.action_joints)}",

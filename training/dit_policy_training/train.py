@@ -6,6 +6,7 @@ the last step's; `ema_decay: 0` saves the last step's. Ctrl-C or SIGTERM ends th
 progress: it is saved, and the exit status is 0.
 """
 
+import itertools
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -27,15 +28,11 @@ from dit_policy_ros.policy.configuration import PolicyConfig
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.preprocessing import Preprocessor
 from dit_policy_training import cli
-from dit_policy_training.dataset import (
-    FrameCache,
-    ShuffledRows,
-    Windows,
-    cached_batches,
-    load_table,
-    stats,
-    streamed_batches,
-)
+from dit_policy_training.data.frames import batches, open_frames
+from dit_policy_training.data.order import SampleOrder
+from dit_policy_training.data.statistics import stats
+from dit_policy_training.data.table import load_table
+from dit_policy_training.data.windows import Windows
 from dit_policy_training.optimization import (
     Ema,
     OptimizerConfig,
@@ -180,6 +177,7 @@ class Trainer:
         }
         card = model_card(self._table, self._settings(), results)
         with self._ema.applied() if self._config.ema_decay else nullcontext():
+            assert self._table.embodiment is not None
             save_checkpoint(folder, self.policy, self._table.embodiment.to_yaml(), card)
         link = checkpoints / ".last"
         link.unlink(missing_ok=True)
@@ -196,16 +194,16 @@ class Trainer:
 
     def _batches(self, progress: Progress) -> Iterator[dict[str, Any]]:
         config = self._config
-        order = ShuffledRows(len(self._table), config.batch_size, config.seed)
-        cache = FrameCache(self._table, _resizers(self.policy))
-        size = cache.nbytes / 1e9
-        if size > config.cache_limit_gb:
-            progress.console.print(
-                f"decoding on the way: {size:.1f} GB of pictures exceed cache_limit_gb {config.cache_limit_gb}"
-            )
-            return streamed_batches(self._windows, order, config.num_workers)
-        cache.fill(progress)
-        return cached_batches(self._windows, cache, order)
+        order = SampleOrder(np.arange(len(self._table)), None, config.batch_size, config.seed)
+        frames = open_frames(
+            self._table,
+            cache_limit_gb=config.cache_limit_gb,
+            resize=_resizers(self.policy),
+            num_workers=config.num_workers,
+            progress=progress,
+        )
+        progress.console.print(frames.description)
+        return batches(self._windows, frames, map(order.at, itertools.count()))
 
     @contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
@@ -236,7 +234,7 @@ def _make_policy(config: TrainConfig, windows: Windows) -> MultitaskDiTPolicy:
         config.policy,
         input_features=table.input_features,
         output_features=table.output_features,
-        action_state_indices=table.embodiment.action_state_indices,
+        action_state_indices=table.action_state_indices,
         tasks=table.tasks,
     )
     policy_config.validate()

@@ -1,6 +1,5 @@
 """Training samples against LeRobotDataset's own, and the errors of a dataset that is none."""
 
-import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -10,16 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from dit_policy_training.dataset import (
-    DatasetError,
-    FrameCache,
-    ShuffledRows,
-    Windows,
-    gather,
-    load_table,
-    stats,
-    streamed_batches,
-)
+from dit_policy_training.data.errors import DatasetError
+from dit_policy_training.data.frames import MemoryFrames, gather, open_frames
+from dit_policy_training.data.order import SampleOrder
+from dit_policy_training.data.statistics import stats
+from dit_policy_training.data.table import load_table
+from dit_policy_training.data.windows import Windows
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch.nn import functional as F
 
@@ -38,9 +33,7 @@ def test_windows_are_lerobots_windows(dataset: Path) -> None:
         delta_timestamps=dict.fromkeys((*CAMERAS, "observation.state"), observed) | {"action": commanded},
     )
     table = load_table(dataset)
-    cache = FrameCache(table)
-    cache.fill()
-    batch = gather(Windows(table, N_OBS, HORIZON), cache, np.arange(len(table)))
+    batch = gather(Windows(table, N_OBS, HORIZON), open_frames(table), np.arange(len(table)))
     assert len(table) == len(theirs)
     for row in range(len(table)):
         item = theirs[row]
@@ -55,11 +48,9 @@ def test_windows_are_lerobots_windows(dataset: Path) -> None:
 def test_streamed_batches_equal_those_from_memory(kind: str, request: pytest.FixtureRequest) -> None:
     table = load_table(request.getfixturevalue(kind))
     windows = Windows(table, N_OBS, HORIZON)
-    cache = FrameCache(table)
-    cache.fill()
-    rows = next(iter(ShuffledRows(len(table), 16, seed=3)))
-    streamed = next(streamed_batches(windows, ShuffledRows(len(table), 16, seed=3), num_workers=0))
-    expected = gather(windows, cache, np.array(rows))
+    rows = SampleOrder(np.arange(len(table)), None, 16, seed=3).at(0)
+    streamed = gather(windows, open_frames(table, cache="off"), rows)
+    expected = gather(windows, open_frames(table, cache="memory"), rows)
     assert streamed.keys() == expected.keys()
     assert streamed.pop("task") == expected.pop("task")
     for key, value in expected.items():
@@ -68,9 +59,10 @@ def test_streamed_batches_equal_those_from_memory(kind: str, request: pytest.Fix
 
 def test_pictures_may_be_kept_scaled(dataset: Path) -> None:
     table = load_table(dataset)
-    whole, scaled = (FrameCache(table), FrameCache(table, {CAMERAS[0]: lambda x: F.avg_pool2d(x.float() / 255, 2)}))
-    whole.fill()
-    scaled.fill()
+    resize = {CAMERAS[0]: lambda x: F.avg_pool2d(x.float() / 255, 2)}
+    whole, scaled = open_frames(table, cache="memory"), open_frames(table, cache="memory", resize=resize)
+    assert isinstance(whole, MemoryFrames)
+    assert isinstance(scaled, MemoryFrames)
     assert scaled.frames[CAMERAS[0]].shape == (len(table), 3, 16, 24)
     expected = whole.frames[CAMERAS[0]].float().view(len(table), 3, 16, 2, 24, 2).mean((3, 5))
     assert (scaled.frames[CAMERAS[0]].float() - expected).abs().max() <= 0.51
@@ -98,7 +90,8 @@ def test_statistics_of_relative_actions_leave_padding_out(dataset: Path) -> None
 
 def test_every_epoch_has_each_row_once_in_an_order_of_the_seed() -> None:
     def take(seed: int, count: int) -> list[int]:
-        return list(itertools.islice(itertools.chain.from_iterable(ShuffledRows(10, 4, seed)), count))
+        order = SampleOrder(np.arange(10), None, 4, seed)
+        return np.concatenate([order.at(index) for index in range(count // 4)]).tolist()
 
     rows = take(seed=1, count=40)
     for epoch in range(4):
@@ -140,7 +133,6 @@ def relative_actions(root: Path) -> None:
 FAULTS = {
     "no_dataset": (drop("meta/info.json"), r"is not a LeRobotDataset: .*info\.json is missing\. Make one"),
     "old_format": (edit_info(lambda i: i.update(codebase_version="v2.1")), r"format v2\.1, v3\.0 is needed"),
-    "no_embodiment": (drop("embodiment.yaml"), r"no embodiment\.yaml"),
     "other_fps": (edit_info(lambda i: i.update(fps=30)), r"fps: 30 in the dataset, 10 in embodiment"),
     "no_camera": (edit_info(lambda i: i["features"].pop(CAMERAS[1])), r"images\.hand: nothing in the dataset"),
     "other_joints": (
@@ -169,4 +161,4 @@ def test_a_video_that_lacks_frames_is_refused(dataset: Path, tmp_path: Path) -> 
     episodes[f"videos/{CAMERAS[0]}/from_timestamp"] += 0.5
     episodes.to_parquet(path)
     with pytest.raises(DatasetError, match=r"side.*\.mp4 ends before row \d+ at \d+\.\d+ s"):
-        FrameCache(load_table(copy)).fill()
+        open_frames(load_table(copy))

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from dit_policy_training import cli
-from dit_policy_training.dataset import FrameCache, Windows, gather, load_table
+from dit_policy_training.data.frames import gather, open_frames
+from dit_policy_training.data.table import load_table
+from dit_policy_training.data.windows import Windows
 from dit_policy_training.diagnose import DiagnoseConfig, diagnose
 from dit_policy_training.optimization import Ema, OptimizerConfig, SchedulerConfig, lr_factor
 from dit_policy_training.train import TrainConfig, Trainer, main
@@ -93,9 +95,7 @@ def test_a_run_learns_and_leaves_a_checkpoint_that_predicts(
     assert list(policy.config.cameras) == ["observation.images.side", "observation.images.hand"]
     assert Embodiment.load(checkpoints / "last" / "embodiment.yaml") == embodiment
     table = load_table(dataset)
-    cache = FrameCache(table)
-    cache.fill()
-    batch = gather(Windows(table, 2, 8), cache, np.arange(len(table)))
+    batch = gather(Windows(table, 2, 8), open_frames(table), np.arange(len(table)))
     predicted = policy.predict_chunk(batch, generator=torch.Generator().manual_seed(0))
     assert predicted.shape == (len(table), 7, 2)
     keep = ~batch["action_is_pad"][:, 1:]

@@ -16,7 +16,8 @@ from torch import Tensor
 from dit_policy_ros.policy.configuration import ACTION, ACTION_IS_PAD, STATE, TASK
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.sampling import AS_CONFIGURED, Sampling, make_plan
-from dit_policy_training.dataset import FrameCache, Windows, gather
+from dit_policy_training.data.frames import Frames, gather
+from dit_policy_training.data.windows import Windows
 
 Change = Callable[[dict[str, Any]], Mapping[str, Any]]
 """What is altered of a batch before the policy sees it."""
@@ -101,7 +102,7 @@ def mean_over(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 def predict(
     policy: MultitaskDiTPolicy,
     windows: Windows,
-    frames: FrameCache,
+    frames: Frames,
     rows: np.ndarray,
     *,
     sampling: Sampling = AS_CONFIGURED,

@@ -1,4 +1,12 @@
 """What a trained policy does, measured on recorded episodes and in the simulator.
 
+opening.py       a checkpoint and the dataset it is held against, checked to be of one robot
 predictions.py   chunks predicted at recorded moments, beside the recorded actions
+evaluation.py    their errors by step, action, task and episode, with baselines and the samples' spread
+pages.py         the HTML reports of an evaluation and of a comparison
+drawing.py       their charts, as SVG
+comparison.py    several checkpoints at the same moments from the same noise
+rollouts.py      closed loop in the simulator, in processes of their own
+tuning.py        which n_action_steps, sampler and denoising steps are best
+node_file.py     the policy node's parameter file, lines of it changed
 """

@@ -16,7 +16,7 @@ import json
 import mmap
 import shutil
 import tempfile
-from collections.abc import Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ FORMAT_VERSION = 1
 WEIGHTS, CONFIG, TOKENIZER, STATS = "model.safetensors", "config.json", "tokenizer", "dataset_stats.json"
 EMBODIMENT, MODEL_CARD = "embodiment.yaml", "model_card.md"
 ALIGNMENT = 64  # bytes, as torch allocates
+PARTIAL, OLD = ".partial", ".old"  # ends of the names of folders that stand beside a checkpoint while it is written
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -40,22 +41,28 @@ class CheckpointError(ValueError):
     """A checkpoint folder that is incomplete, damaged or not of this model; the message says what to do."""
 
 
-def save_checkpoint(folder: str | Path, policy: MultitaskDiTPolicy, embodiment_yaml: str, model_card: str) -> None:
+def save_checkpoint(
+    folder: str | Path,
+    policy: MultitaskDiTPolicy,
+    embodiment_yaml: str,
+    model_card: str,
+    write_more: Callable[[Path], None] | None = None,
+) -> None:
     """Writes the folder, replacing one that exists. What stands at `folder` is at all times complete.
 
     The folder is made under another name beside its place and then renamed, so an interruption leaves the old
-    checkpoint (or, within an instant, none but the old one's complete copy `.NAME.old`). Raises
-    CheckpointError for weights that are not finite.
+    checkpoint (or, within an instant, none but the old one's complete copy `.NAME.old`). write_more adds files to
+    what is not renamed yet. Raises CheckpointError for weights that are not finite.
     """
     folder = Path(folder)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    weights = policy.state_dict()
     if bad := [name for name, tensor in weights.items() if not is_finite(tensor)]:
         raise CheckpointError(f"not saved to {folder}: weights are not finite: {_listed(bad)}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PARTIAL, dir=folder.parent))
     try:
         partial.chmod(0o755)  # mkdtemp's folders are private
-        _save_aligned(weights, partial / WEIGHTS)
+        write_tensors(weights, partial / WEIGHTS)
         (partial / WEIGHTS).chmod(0o644)
         write_json(partial / CONFIG, {"format_version": FORMAT_VERSION} | draccus.encode(_self_contained(policy)))
         if (text_encoder := policy.observation_encoder.text_encoder) is not None:
@@ -63,30 +70,50 @@ def save_checkpoint(folder: str | Path, policy: MultitaskDiTPolicy, embodiment_y
         write_json(partial / STATS, policy.stats)
         (partial / EMBODIMENT).write_text(embodiment_yaml, encoding="utf-8")
         (partial / MODEL_CARD).write_text(model_card, encoding="utf-8")
+        if write_more is not None:
+            write_more(partial)
         replace_folder(folder, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _save_aligned(weights: dict[str, Tensor], path: Path) -> None:
+def clear_interrupted(parent: Path) -> list[Path]:
+    """Ends what a killed `save_checkpoint` began in a folder: half-written ones go, and are returned; a complete copy
+    that was set aside takes its place again if nothing else stands there.
+
+    Not to be called while another process saves there.
+    """
+    for old in parent.glob(f".*{OLD}"):
+        place = parent / old.name[1 : -len(OLD)]
+        if not place.exists():
+            old.rename(place)
+    left = [*parent.glob(f".*{PARTIAL}"), *parent.glob(f".*{OLD}")]
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
+    return left
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """A safetensors file that can be used where it is mapped: every tensor whose size allows it begins aligned.
 
-    The format puts tensors one after the other without gaps, in any order: those of odd sizes come last.
+    The format puts tensors one after the other without gaps, in any order: those of odd sizes come last. They are
+    taken off their device one by one.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    names = sorted(weights, key=lambda name: (weights[name].nbytes % ALIGNMENT > 0, name))
+    names = sorted(tensors, key=lambda name: (tensors[name].nbytes % ALIGNMENT > 0, name))
     end = 0
     for name in names:
-        start, end = end, end + weights[name].nbytes
-        kind = _DTYPE_NAMES[str(weights[name].dtype).removeprefix("torch.")]
-        header[name] = {"dtype": kind, "shape": list(weights[name].shape), "data_offsets": [start, end]}
+        start, end = end, end + tensors[name].nbytes
+        kind = _DTYPE_NAMES[str(tensors[name].dtype).removeprefix("torch.")]
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
     content = json.dumps(header, separators=(",", ":")).encode()
     content += b" " * (-(8 + len(content)) % ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(content).to_bytes(8, "little"))
         file.write(content)
         for name in names:
-            file.write(weights[name].flatten().view(torch.uint8).numpy().data)
+            tensor = tensors[name].detach().cpu().contiguous()
+            file.write(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", mapped: bool = True) -> MultitaskDiTPolicy:
@@ -104,7 +131,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu", mapp
     target = usable_device(device)
     try:
         with torch.device("meta"):
-            policy = MultitaskDiTPolicy(config, stats, _tokenizer_of(folder, config))
+            policy = MultitaskDiTPolicy(config, stats, tokenizer_of(folder, config))
     except ValueError as error:
         raise CheckpointError(f"checkpoint {folder}: {error}") from error
     policy.load_state_dict(
@@ -196,7 +223,8 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def _tokenizer_of(folder: Path, config: PolicyConfig) -> Any:
+def tokenizer_of(folder: Path, config: PolicyConfig) -> Any:
+    """The tokenizer of a checkpoint whose configuration that is; None if its policy reads no words."""
     if not isinstance(config.observation_encoder.text, ClipTextConfig):
         return None
     try:
@@ -314,7 +342,7 @@ def _listed(names: list[str]) -> str:
 
 def replace_folder(folder: Path, partial: Path) -> None:
     """Puts `partial` where `folder` is, by renaming."""
-    old = folder.with_name(f".{folder.name}.old")
+    old = folder.with_name(f".{folder.name}{OLD}")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)

@@ -77,20 +77,23 @@ class Preprocessor(nn.Module):
         top, left = round((rows - height) / 2), round((columns - width) / 2)
         if not self.training:
             return images[..., top : top + height, left : left + width]
-        draws = draws or Draws()
-        y = self._window(len(images), top, rows, height, images.device, draws)
-        x = self._window(len(images), left, columns, width, images.device, draws)
-        sample = torch.arange(len(images), device=images.device).view(-1, 1, 1)
-        return images[sample, :, :, y[:, :, None], x[:, None, :]].permute(0, 3, 4, 1, 2)
+        draws, shift = draws or Draws(), self.config.random_shift
+        top = self._start(len(images), top, rows - height, images.device, draws)
+        left = self._start(len(images), left, columns - width, images.device, draws)
+        for axis, length in ((-2, rows), (-1, columns)) if shift else ():
+            edge = torch.arange(-shift, length + shift, device=images.device).clamp(0, length - 1)
+            images = images.index_select(axis, edge)
+        # Every window there is, as a view, of which each sample takes one: a single copy, without waiting for a device.
+        windows = images.unfold(-2, height, 1).unfold(-2, width, 1)
+        return windows[torch.arange(len(images), device=images.device), :, :, top, left]
 
-    def _window(self, count: int, centre: int, available: int, size: int, device: torch.device, draws: Draws) -> Tensor:
-        """Indices (count, size) of random windows into `available` pixels; beyond the edge, the edge's."""
-        start = torch.full((count, 1), centre, device=device)
+    def _start(self, count: int, centre: int, spare: int, device: torch.device, draws: Draws) -> Tensor:
+        """Where each sample's window starts in pictures that random_shift has widened, (count,)."""
+        start = torch.full((count,), centre, device=device)
         if self.config.crop_is_random:
-            start = draws.integers(0, available - size + 1, (count, 1), device)
+            start = draws.integers(0, spare + 1, (count,), device)
         shift = self.config.random_shift
-        start = start + draws.integers(-shift, shift + 1, (count, 1), device)
-        return (start + torch.arange(size, device=device)).clamp(0, available - 1)
+        return start + draws.integers(0, 2 * shift + 1, (count,), device)
 
 
 def as_float(images: Tensor) -> Tensor:

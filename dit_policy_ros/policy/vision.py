@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .contradictions import ConfigurationError
 from .resnet import ResNet
 from .towers import load_tower, reset_tower_buffers
+from .trainable_vit import clip_cls, dinov3_cls
 from .vision_configuration import ClipVisionConfig, DinoV3VisionConfig, ResNetConfig, VisionConfig, ViTConfig
 
 
@@ -64,10 +65,14 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor, text: Tensor | None) -> Tensor:
         """images (N, 3, H, W), text (N, text_dim) or None -> (N, features_dim)."""
-        cls, patches = self.tokens(images)
         if self.text_pooling is None:
-            return cls
+            return self.cls(images)
+        cls, patches = self.tokens(images)
         return torch.cat([cls, self.text_pooling(patches, text)], dim=-1)
+
+    def cls(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) -> the CLS token (N, hidden) of `tokens`, with less work (trainable_vit.py)."""
+        raise NotImplementedError
 
     def tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (N, 3, H, W) -> the CLS token (N, hidden), the patch tokens (N, P, hidden)."""
@@ -89,6 +94,11 @@ class ClipVision(ViT):
         super().__init__(config, "CLIPVision", text_dim)
         self.use_post_layernorm = config.use_post_layernorm
         self.model.post_layernorm.requires_grad_(config.use_post_layernorm)
+
+    def cls(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) -> the CLS token (N, hidden)."""
+        cls = clip_cls(self.model, images)
+        return self.model.post_layernorm(cls) if self.use_post_layernorm else cls
 
     def tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (N, 3, H, W) -> the CLS token (N, hidden), the patch tokens (N, P, hidden) before the last norm."""
@@ -113,6 +123,10 @@ class DinoV3Vision(ViT):
         super().__init__(config, "DINOv3ViT", text_dim)
         self.model.embeddings.mask_token.requires_grad_(False)  # of the pretraining only
         self.model.rope_embeddings.eval()
+
+    def cls(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) -> the CLS token (N, hidden), after the last norm."""
+        return dinov3_cls(self.model, images)
 
     def tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (N, 3, H, W) -> the CLS token (N, hidden), the patch tokens (N, P, hidden), after the last norm."""

@@ -39,9 +39,15 @@ def parse[T](
         raise SystemExit(2) from None
 
 
-def run[T](program: Callable[[T], int], config_class: type[T], prog: str, examples: str | None = None) -> int:
-    """Exit status of a program: an error that its message explains is printed, and gives 1."""
-    config = parse(config_class, prog=prog, examples=examples)
+def run[T](
+    program: Callable[[T], int],
+    config_class: type[T],
+    prog: str,
+    examples: str | None = None,
+    args: Sequence[str] | None = None,
+) -> int:
+    """Exit status of a program: an error that its message explains is printed, and gives 1. `args` as for `parse`."""
+    config = parse(config_class, args, prog, examples)
     try:
         return program(config)
     except (ValueError, OSError) as error:

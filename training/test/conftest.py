@@ -12,9 +12,12 @@ import toy_robot
 from converting import Launcher, config_for
 from dit_policy_training.conversion.options import VideoOptions
 from dit_policy_training.convert import convert
+from dit_policy_training.loop.options import TrainConfig
 from rich.console import Console
+from small_run import small_config
 
 from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.policy.tiny_clip import make_tiny_clip
 
 torch.set_num_threads(1)
 
@@ -56,6 +59,20 @@ def png_dataset(bags: Path, embodiment_file: Path, tmp_path_factory: pytest.Temp
     config = config_for(bags, embodiment_file, output, video=VideoOptions(use_videos=False))
     assert convert(config, Console(quiet=True)) == []
     return output
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP text tower of a few hundred weights."""
+    folder = tmp_path_factory.mktemp("tiny_clip")
+    make_tiny_clip(folder, ["push the red block", "push the blue block"], hidden_size=16, num_layers=1)
+    return folder
+
+
+@pytest.fixture
+def config(dataset: Path, tmp_path: Path, text_model: Path) -> TrainConfig:
+    """A run of seconds on the three episodes, into a folder that is not there yet."""
+    return small_config(dataset, tmp_path / "run", text_model)
 
 
 @pytest.fixture(scope="session")

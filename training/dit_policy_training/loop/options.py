@@ -1,5 +1,6 @@
 """What can be chosen of a training run; `--help` prints these comments, docs/train.md explains them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -95,3 +96,45 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+
+    def validate(self) -> None:
+        """Raises ValueError naming every setting that is out of range or contradicts another; touches no file."""
+        if problems := list(self._problems()):
+            raise ValueError("settings that cannot be:\n  - " + "\n  - ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        counts = {
+            name: getattr(self, name)
+            for name in ("batch_size", "gradient_accumulation_steps", "train_steps", "save_freq", "log_freq")
+        }
+        counts |= {"validation.freq": self.validation.freq, "validation.samples": self.validation.samples}
+        for name, value in counts.items():
+            if value < 1:
+                yield f"{name} must be at least 1, got {value}"
+        not_negative = {name: getattr(self, name) for name in ("num_workers", "num_threads", "seed")}
+        not_negative |= {name: getattr(self, name) for name in ("drop_n_last_frames", "idle_weight", "idle_motion")}
+        not_negative |= {"scheduler.warmup_steps": self.scheduler.warmup_steps}
+        not_negative |= {
+            f"optimizer.{name}": getattr(self.optimizer, name) for name in ("eps", "weight_decay", "grad_clip")
+        }
+        for name, amount in not_negative.items():
+            if amount < 0:
+                yield f"{name} must be at least 0, got {amount}"
+        if self.keep_checkpoints < -1:
+            yield f"keep_checkpoints must be at least -1 (all), got {self.keep_checkpoints}"
+        shares = {f"optimizer.betas[{index}]": beta for index, beta in enumerate(self.optimizer.betas)}
+        shares |= {"ema_decay": self.ema_decay, "validation.episode_share": self.validation.episode_share}
+        for name, share in shares.items():
+            if not 0 <= share < 1:
+                yield f"{name} must be in [0, 1), got {share}"
+        if not self.optimizer.lr > 0:
+            yield f"optimizer.lr must be positive, got {self.optimizer.lr}"
+        if self.use_amp and self.amp_dtype == "float16" and self.device.startswith("cpu"):
+            yield "amp_dtype float16 is for GPUs; a CPU has bfloat16: --amp_dtype=bfloat16, or --use_amp=false"
+        if self.finetune and self.checkpoint_path is None:
+            yield "finetune starts from the weights of a checkpoint: give --checkpoint_path=FOLDER"
+        given = [bool(self.dataset_path), bool(self.dataset_repo_id), bool(self.datasets)]
+        if sum(given) != 1:
+            yield "give one of dataset_path (a folder), dataset_repo_id (on the hub) and datasets (several)" + (
+                "; more than one is given" if sum(given) else ""
+            )

@@ -1,0 +1,84 @@
+"""The settings of a run that starts from a checkpoint: those of the checkpoint, what a file says, what is given."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import draccus
+import yaml
+
+from dit_policy_ros.policy.checkpoint import load_config
+from dit_policy_training.loop.state import read_state
+
+_OF_THE_DATASET = ("input_features", "output_features", "tasks", "action_state_indices")  # of a policy's configuration
+
+
+def with_checkpoint(arguments: Sequence[str], file: Path) -> list[str]:
+    """The arguments of a command line, which name a checkpoint, on top of its settings, which are written to `file`.
+
+    A run that goes on has all of its settings, --finetune those of the policy. What --config=FILE says goes before
+    them, and before that what the command line says. Without a checkpoint the arguments come back as they are. Raises
+    CheckpointError for a checkpoint that cannot serve.
+    """
+    config = given(arguments, "config") or given(arguments, "config_path")
+    content = yaml.safe_load(Path(config).read_text(encoding="utf-8")) if config and Path(config).is_file() else {}
+    stated: dict[str, Any] = content if isinstance(content, dict) else {}
+    checkpoint = given(arguments, "checkpoint_path") or stated.get("checkpoint_path")
+    if not checkpoint or "--help" in arguments:
+        return list(arguments)
+    finetune = given(arguments, "finetune") or str(stated.get("finetune", False))
+    base = _for_new_run(Path(checkpoint)) if finetune.lower() == "true" else _of_run(Path(checkpoint))
+    file.write_text(yaml.safe_dump(overlaid(base, stated), sort_keys=False), encoding="utf-8")
+    return [f"--config_path={file}", *_without(arguments, ("config", "config_path"))]
+
+
+def given(arguments: Sequence[str], name: str) -> str:
+    """What a command line says of an option, by `--name=value`, `--name value` or, if it is a switch, `--name`."""
+    value = ""
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        if argument.startswith(f"--{name}="):
+            value = argument.partition("=")[2]
+        elif argument == f"--{name}":
+            value = following if following and not following.startswith("--") else "true"
+    return value
+
+
+def overlaid(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings with others over them; a group of another `type` takes the place of the whole group."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        groups = isinstance(old, dict) and isinstance(value, dict)
+        result[key] = overlaid(result[key], value) if groups and _same_type(old, value) else value
+    return result
+
+
+def _same_type(old: Any, new: Any) -> bool:
+    return bool(new.get("type", old.get("type")) == old.get("type"))
+
+
+def _without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+            continue
+        name, equals, _ = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in names:
+            skip = not equals
+            continue
+        kept.append(argument)
+    return kept
+
+
+def _of_run(checkpoint: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = yaml.safe_load(read_state(checkpoint).settings)
+    checkpoint = checkpoint.resolve()
+    # The run may have been moved as a whole.
+    place = {"output_dir": str(checkpoint.parent.parent)} if checkpoint.parent.name == "checkpoints" else {}
+    return settings | place | {"finetune": False, "overwrite": False}
+
+
+def _for_new_run(checkpoint: Path) -> dict[str, Any]:
+    policy = draccus.encode(load_config(checkpoint))
+    return {"policy": {key: value for key, value in policy.items() if key not in _OF_THE_DATASET}}

@@ -1,63 +1,119 @@
 """Pictures decoded as they are needed, ahead of the training step, by DataLoader's worker processes."""
 
+import signal
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from dit_policy_training.data.errors import DatasetError
 from dit_policy_training.data.table import Table
-from dit_policy_training.data.videos import PictureReader, Shelf, VideoReader, open_file, shelf
+from dit_policy_training.data.videos import PictureReader, Shelf, VideoReader, open_file
 
-_OPEN_FILES = 16  # of a process, a camera
+_OPEN_VIDEOS = 16  # of a process, a camera
+_AHEAD = 2  # batches that each process has ready
 
 
 class StreamedFrames:
     """Pictures at their recorded size, (N, 3, H, W) a camera, decoded when they are asked for."""
 
-    def __init__(self, table: Table, num_workers: int):
-        self._cameras = {key: _Camera(table, key) for key in table.image_shapes}
+    def __init__(self, table: Table, shelves: dict[str, list[Shelf]], num_workers: int):
+        firsts = np.array([part.first for part in table.parts])
+        self._cameras = {key: _Camera(firsts, each) for key, each in shelves.items()}
         self._num_workers = num_workers
         self.nbytes = sum(len(table) * int(np.prod(shape)) for shape in table.image_shapes.values())
 
     @property
     def description(self) -> str:
         """Where they are kept, in a few words."""
-        return f"pictures decoded on the way by {self._num_workers} processes"
+        return f"{self.nbytes / 1e9:.1f} GB of pictures, decoded during training by {self._num_workers} processes"
 
     def gather(self, rows: np.ndarray) -> dict[str, Tensor]:
         """(B, n_obs) rows -> by feature key (B, n_obs, 3, H, W) uint8."""
-        return {key: camera.read(rows) for key, camera in self._cameras.items()}
+        return {key: torch.from_numpy(camera.read(rows)) for key, camera in self._cameras.items()}
 
     def gather_each(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
-        """`gather` of one (B, n_obs) after the other."""
-        return map(self.gather, batches)
+        """`gather` of one (B, n_obs) after the other, by the processes, in order."""
+        if self._num_workers == 0:
+            yield from map(self.gather, batches)
+            return
+        loader = DataLoader(
+            _Batches(self),
+            sampler=batches,  # any iterable of what the dataset is asked for
+            batch_size=None,
+            num_workers=self._num_workers,
+            prefetch_factor=_AHEAD,
+            worker_init_fn=_leave_signals_to_the_main_process,
+            generator=torch.Generator(),  # of its own: the order of noise must not depend on how pictures are read
+        )
+        try:
+            for found in loader:
+                if isinstance(found, DatasetError):
+                    raise found
+                yield found
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DatasetError(
+                f"a process that decodes pictures was ended ({str(error).splitlines()[0]}): memory is short, or shared "
+                "memory (/dev/shm; Docker's --shm-size). Use fewer --num_workers, a smaller --batch_size, or "
+                "--cache=disk"
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files: each process opens its own."""
+        return self.__dict__ | {"_cameras": {key: camera.closed() for key, camera in self._cameras.items()}}
+
+
+class _Batches(Dataset[Any]):
+    """What DataLoader's processes do. An error goes back as a value: raised there, it would come as a traceback."""
+
+    def __init__(self, frames: StreamedFrames):
+        self._frames = frames
+
+    def __getitem__(self, rows: Any) -> dict[str, Tensor] | DatasetError:
+        try:
+            return self._frames.gather(rows)
+        except DatasetError as error:
+            return error
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach every process; this one must serve until the main one has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Camera:
     """One camera's pictures over all datasets of a table; the files read last stay open."""
 
-    def __init__(self, table: Table, key: str):
-        self._firsts = np.array([part.first for part in table.parts])
-        self._shelves: list[Shelf] = [shelf(table, part, key) for part in table.parts]
-        self._shape = table.image_shapes[key]
+    def __init__(self, firsts: np.ndarray, shelves: list[Shelf]):
+        self._firsts, self._shelves = firsts, shelves
         self._open: OrderedDict[tuple[int, int], VideoReader | PictureReader] = OrderedDict()
 
-    def read(self, rows: np.ndarray) -> Tensor:
-        wanted, places = np.unique(rows, return_inverse=True)
-        pictures = np.empty((len(wanted), *self._shape), np.uint8)
-        for place, row in enumerate(wanted):
-            part = int(np.searchsorted(self._firsts, row, side="right")) - 1
-            own = int(row - self._firsts[part])
-            pictures[place] = self._picture(part, own).transpose(2, 0, 1)
-        return torch.from_numpy(pictures[places.reshape(rows.shape)])
+    def closed(self) -> "_Camera":
+        return _Camera(self._firsts, self._shelves)
 
-    def _picture(self, part: int, row: int) -> np.ndarray:
-        pictures = self._shelves[part]
-        file = int(pictures.file[row])
-        reader = self._open.pop((part, file), None) or open_file(pictures, file)
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """(B, n_obs) rows -> (B, n_obs, 3, H, W), each picture decoded once, file by file, in order."""
+        wanted, places = np.unique(rows, return_inverse=True)
+        parts: np.ndarray = np.searchsorted(self._firsts, wanted, side="right") - 1
+        own: np.ndarray = wanted - self._firsts[parts]
+        pictures = np.empty((len(wanted), *self._shelves[0].shape), np.uint8)
+        found = [(int(part), int(self._shelves[part].file[row])) for part, row in zip(parts, own, strict=True)]
+        seconds = [self._shelves[part].place[row] for part, row in zip(parts, own, strict=True)]
+        for place in sorted(range(len(wanted)), key=lambda i: (found[i], seconds[i])):
+            reader = self._reader(*found[place])
+            pictures[place] = reader.read(float(seconds[place]), int(wanted[place])).transpose(2, 0, 1)
+        return pictures.take(places.reshape(rows.shape), axis=0)
+
+    def _reader(self, part: int, file: int) -> VideoReader | PictureReader:
+        reader = self._open.pop((part, file), None) or open_file(self._shelves[part], file)
         self._open[part, file] = reader
-        if len(self._open) > _OPEN_FILES:
+        if len(self._open) > _OPEN_VIDEOS:
             self._open.popitem(last=False)[1].close()
-        return reader.read(float(pictures.place[row]), row)
+        return reader

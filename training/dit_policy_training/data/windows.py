@@ -33,7 +33,8 @@ class Windows:
         if ahead > longest:
             raise DatasetError(
                 f"{self.table.name}: the longest episode has {longest} frames, a chunk of policy.horizon "
-                f"{self.horizon} looks {ahead} frames ahead: set policy.horizon to at most {longest + self.n_obs_steps - 1}"
+                f"{self.horizon} looks {ahead} frames ahead: set policy.horizon to at most "
+                f"{longest + self.n_obs_steps - 1}"
             )
 
     def observed(self, rows: np.ndarray) -> np.ndarray:

@@ -1,98 +1,157 @@
-"""`python -m dit_policy_training.diagnose`: does a policy listen to its instruction, and look at its cameras?
+"""`python -m dit_policy_training.diagnose`: why does a policy stand still, or do the wrong task?
 
 The loss does not tell: a policy that ignores the words, and pushes whichever block is nearest, reaches almost the same.
-So the same frames, with the same noise, are asked again with another of the dataset's instructions, and with each
-camera blanked. What the policy attends to must change the prediction, and for the worse.
+So the same moments of a dataset, with the same noise, are asked again with another instruction, with none, with each
+camera blank and with the mean state; what it attends to must change the prediction. Then where the predicted robot
+stands still, which task has how many examples, how far off it is at each, and how alike the instructions are to the
+text encoder. Each finding comes with what to do.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from rich.console import Console
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.table import Table as TextTable
+from rich.text import Text
 
-from dit_policy_ros.policy.checkpoint import load_checkpoint
-from dit_policy_ros.policy.configuration import ACTION, ACTION_IS_PAD, TASK
-from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_training import cli
-from dit_policy_training.data.frames import gather, open_frames
-from dit_policy_training.data.table import Table, load_table
-from dit_policy_training.data.windows import Windows
+from dit_policy_training.data.table import load_table
+from dit_policy_training.judging.diagnosis import Diagnosis, amount_of_work, diagnose
+from dit_policy_training.judging.findings import Finding, findings
+from dit_policy_training.judging.opening import Unit, open_subject
 
-BLANK = 127  # the grey of a blanked picture
+REPORT, PICTURE = "diagnosis.json", "diagnosis.png"
+MOST_ROWS = 12
 
 
 @dataclass
 class DiagnoseConfig:
-    """Compare predictions with the recorded actions; best on episodes that were not trained on."""
+    """Hold a policy against recorded episodes; best against those that it was not trained on."""
 
-    checkpoint_dir: Path
-    dataset_path: Path
-    seconds: float = 2.0  # from each episode's start: later, the arm's pose tells the task
-    batch_size: int = 64
+    checkpoint_dir: Path  # a checkpoint, or a run, whose last one is taken
+    dataset_path: Path  # folder of a LeRobotDataset v3 of the same robot
+    embodiment: Path | None = None  # the robot's YAML, for a dataset that brings none
+    output_dir: Path | None = None  # folder for diagnosis.json and diagnosis.png; empty: they are not written
+    seconds: float = 2.0  # from each episode's start, where the words must tell the task: later the arm's pose does
+    samples: int = 256  # moments in those first seconds, and as many over whole episodes
+    idle_motion: float = 0.01  # idle: no executed action gets further than this share of its range
+    batch_size: int = 64  # moments asked at once
     seed: int = 0  # of the noise
-    device: str = "cpu"
+    device: str = "cpu"  # cpu, cuda, cuda:1, ...
 
-
-@dataclass(frozen=True)
-class Answer:
-    """Means over all frames, steps and joints, rad: |predicted - recorded|, and how far the prediction moved."""
-
-    asked: str
-    error: float
-    change: float
-
-
-@torch.inference_mode()
-def diagnose(policy: MultitaskDiTPolicy, table: Table, config: DiagnoseConfig) -> list[Answer]:
-    """One answer for each way of asking; the first is as recorded."""
-    windows = Windows(table, policy.config.n_obs_steps, policy.config.horizon)
-    frames = open_frames(table)
-    rows = np.flatnonzero(np.arange(len(table)) - table.episode_start < config.seconds * table.fps)
-    sums: dict[str, np.ndarray] = {}
-    for start in range(0, len(rows), config.batch_size):
-        batch = gather(windows, frames, rows[start : start + config.batch_size])
-        usual = None
-        for asked, changed in _ways(batch, table.tasks):
-            noise = torch.Generator(config.device).manual_seed(config.seed + start)
-            predicted = policy.predict_chunk(changed, generator=noise).cpu()
-            usual = predicted if usual is None else usual
-            sums[asked] = sums.get(asked, np.zeros(3)) + _distances(predicted, usual, batch)
-    return [Answer(asked, *(total[:2] / total[2])) for asked, total in sums.items()]
-
-
-def _ways(batch: dict[str, Any], tasks: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    yield "as recorded", batch
-    for shift in range(1, len(tasks)):
-        others = [tasks[(tasks.index(task) + shift) % len(tasks)] for task in batch[TASK]]
-        yield f"another instruction ({shift})", batch | {TASK: others}
-    for key, pictures in batch.items():
-        if key.startswith("observation.images."):
-            yield f"{key.removeprefix('observation.images.')} blank", batch | {key: torch.full_like(pictures, BLANK)}
-
-
-def _distances(predicted: torch.Tensor, usual: torch.Tensor, batch: dict[str, Any]) -> np.ndarray:
-    """Sums of |predicted - recorded| and |predicted - usual|, and how many numbers each adds up."""
-    past = batch[ACTION].shape[1] - predicted.shape[1]
-    keep = ~batch[ACTION_IS_PAD][:, past:]
-    error = (predicted - batch[ACTION][:, past:]).abs()[keep]
-    change = (predicted - usual).abs()[keep]
-    return np.array([error.sum().item(), change.sum().item(), error.numel()])
+    def validate(self) -> None:
+        """Raises ValueError naming every setting that is out of range."""
+        problems = [
+            f"{name} must be positive, got {getattr(self, name)}"
+            for name in ("seconds", "samples", "idle_motion", "batch_size")
+            if not getattr(self, name) > 0
+        ]
+        if problems:
+            raise ValueError("settings that cannot be:\n  - " + "\n  - ".join(problems))
 
 
 def run(config: DiagnoseConfig, console: Console | None = None) -> int:
-    """Print the answers; exit status 0."""
-    policy = load_checkpoint(config.checkpoint_dir, config.device)
-    answers = diagnose(policy, load_table(config.dataset_path), config)
-    table = TextTable("asked", "error (mrad)", "change (mrad)", title=f"{config.checkpoint_dir}", title_justify="left")
-    for answer in answers:
-        table.add_row(answer.asked, f"{1000 * answer.error:.1f}", f"{1000 * answer.change:.1f}")
-    (console or Console()).print(table)
+    """Print the diagnosis, and write it if asked to; exit status 0."""
+    config.validate()
+    console = console or Console()
+    subject = open_subject(config.checkpoint_dir, load_table(config.dataset_path, config.embodiment), config.device)
+    columns = (TextColumn("asking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=amount_of_work(subject, config.seconds, config.samples))
+        diagnosis = diagnose(
+            subject,
+            seconds=config.seconds,
+            samples=config.samples,
+            idle_motion=config.idle_motion,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            advance=lambda count: progress.advance(task, count),
+        )
+    found = findings(diagnosis, subject.policy.config)
+    console.print(Group(*_shown(diagnosis, found, subject.unit, config.seconds)))
+    if config.output_dir is not None:
+        _write(diagnosis, found, config.output_dir)
+        console.print(f"{config.output_dir / REPORT}, {config.output_dir / PICTURE}", highlight=False)
     return 0
+
+
+def _write(diagnosis: Diagnosis, found: list[Finding], folder: Path) -> None:
+    # matplotlib: seconds to import, and only here.
+    from dit_policy_training.judging.diagnosis_picture import draw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / REPORT).write_text(diagnosis.to_json(found), encoding="utf-8")
+    draw(diagnosis, folder / PICTURE)
+
+
+def _shown(
+    diagnosis: Diagnosis, found: list[Finding], unit: Unit, seconds: float
+) -> Iterator[TextTable | Padding | Text]:
+    yield _attention(diagnosis, unit, seconds)
+    yield _tasks(diagnosis, unit)
+    if diagnosis.pairs:
+        yield _pairs(diagnosis)
+    idle = diagnosis.idling
+    yield Text(
+        f"idle chunks: {idle.predicted:.0%} predicted, {idle.recorded:.0%} recorded; {idle.stuck:.0%} of those where "
+        f"the recorded robot moves. Idle frames in the data: {idle.idle_frames} ({idle.idle_frames_share:.0%})"
+    )
+    still = (
+        ""
+        if diagnosis.standing_still is None
+        else f", of a robot that does not move {unit.of(diagnosis.standing_still)}"
+    )
+    yield Text(f"error over whole episodes: {unit.of(diagnosis.error)} {unit.name}{still}\n")
+    for finding in found:
+        style = "bold red" if finding.severity == "problem" else "bold"
+        yield Text(f"{finding.severity}: {finding.found}", style=style)
+        yield Padding(Text(finding.advice), (0, 0, 0, 4))
+    if not found:
+        yield Text("nothing stands out", style="bold green")
+
+
+def _attention(diagnosis: Diagnosis, unit: Unit, seconds: float) -> TextTable:
+    table = TextTable(
+        Column("asked", no_wrap=True),
+        f"error ({unit.name})",
+        f"change ({unit.name})",
+        "times noise",
+        "whole episodes: change",
+        "times noise",
+        title=f"{diagnosis.checkpoint}: the first {seconds:g} s of episodes",
+        title_justify="left",
+    )
+    for answer, later in zip(diagnosis.answers, diagnosis.whole, strict=True):
+        table.add_row(
+            answer.asked,
+            unit.of(answer.error),
+            unit.of(answer.change),
+            f"{answer.times_noise:.2f}",
+            unit.of(later.change),
+            f"{later.times_noise:.2f}",
+        )
+    return table
+
+
+def _tasks(diagnosis: Diagnosis, unit: Unit) -> TextTable:
+    table = TextTable("task", "episodes", "frames", f"error ({unit.name})")
+    for task in diagnosis.tasks[:MOST_ROWS]:
+        error = "not asked" if task.error is None else unit.of(task.error)
+        table.add_row(Text(task.task), str(task.episodes), str(task.frames), error)
+    if len(diagnosis.tasks) > MOST_ROWS:
+        table.add_row(f"and {len(diagnosis.tasks) - MOST_ROWS} more", "", "", "")
+    return table
+
+
+def _pairs(diagnosis: Diagnosis) -> TextTable:
+    table = TextTable("the most alike instructions", "", "text tower", "after projection")
+    for pair in diagnosis.pairs[:3]:
+        table.add_row(Text(pair.one), Text(pair.other), f"{pair.tower:.3f}", f"{pair.projected:.3f}")
+    return table
 
 
 def main() -> int:

@@ -9,4 +9,10 @@ comparison.py    several checkpoints at the same moments from the same noise
 rollouts.py      closed loop in the simulator, in processes of their own
 tuning.py        which n_action_steps, sampler and denoising steps are best
 node_file.py     the policy node's parameter file, lines of it changed
+diagnosis.py     all that is measured to find out why a policy does not do what it should:
+listening.py       what it attends to: asked again with other words, without a camera, without the state
+idling.py          where it stands still
+instructions.py    examples and error of each task, how alike the instructions are
+findings.py      what that means in words, and which options change it
+kept_frames.py   the pictures of some moments, decoded once
 """

@@ -93,7 +93,7 @@ def sample_frames(policy: MultitaskDiTPolicy, batch: Mapping[str, Any], path: Pa
     Augmentation is drawn anew, from `seed`: the run's own sequence of random numbers is left as it is.
     """
     cameras = policy.observation_encoder.cameras
-    tasks = batch.get(TASK)
+    tasks = list(batch.get(TASK) or [])
     count = min(len(batch[cameras[0]]), MOST_SAMPLES) if cameras else 0
     if count == 0:
         return
@@ -113,8 +113,8 @@ def sample_frames(policy: MultitaskDiTPolicy, batch: Mapping[str, Any], path: Pa
                 where.set_xticks([])
                 where.set_yticks([])
                 where.set_xlabel(f"{name}, {what}, {picture.shape[1]}x{picture.shape[0]}", fontsize=8)
-    for sample in range(count if tasks is not None else 0):
-        axes[sample, 0].set_title("\n".join(textwrap.wrap(tasks[sample], 25 * columns)), loc="left", fontsize=9)
+    for sample, task in enumerate(tasks[:count]):
+        axes[sample, 0].set_title("\n".join(textwrap.wrap(task, 25 * columns)), loc="left", fontsize=9)
     _write(figure, path)
 
 

@@ -10,6 +10,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -46,7 +47,7 @@ class TrainingProgress:
             speed_estimate_period=SPEED_PERIOD,
         )
         """For the bars of other jobs, such as decoding; a task of it has the field `note`."""
-        self._bar = None
+        self._bar: TaskID | None = None
 
     def __enter__(self) -> Self:
         self.rich.start()

@@ -50,7 +50,7 @@ class WandbRun:
 
 def start_wandb(config: TrainConfig, output_dir: Path, continues: bool, say: Say) -> WandbRun | None:
     """The run there, the same as before if it `continues`; None if it is not asked for or cannot be."""
-    mode = os.environ.get("WANDB_MODE", "online" if os.environ.get("WANDB_API_KEY") else "disabled")
+    mode: Any = os.environ.get("WANDB_MODE", "online" if os.environ.get("WANDB_API_KEY") else "disabled")
     if mode == "disabled":
         return None
     try:
@@ -59,7 +59,7 @@ def start_wandb(config: TrainConfig, output_dir: Path, continues: bool, say: Say
         say("Weights & Biases is asked for but not installed: pip install wandb")
         return None
 
-    def start(mode: str) -> Any:
+    def start(mode: Any) -> Any:
         return wandb.init(
             project=config.tracking.wandb_project,
             name=config.tracking.run_name or output_dir.resolve().name,

@@ -101,8 +101,8 @@ class _Camera:
     def read(self, rows: np.ndarray) -> np.ndarray:
         """(B, n_obs) rows -> (B, n_obs, 3, H, W), each picture decoded once, file by file, in order."""
         wanted, places = np.unique(rows, return_inverse=True)
-        parts: np.ndarray = np.searchsorted(self._firsts, wanted, side="right") - 1
-        own: np.ndarray = wanted - self._firsts[parts]
+        parts = np.asarray(np.searchsorted(self._firsts, wanted, side="right")) - 1
+        own = wanted - self._firsts[parts]
         pictures = np.empty((len(wanted), *self._shelves[0].shape), np.uint8)
         found = [(int(part), int(self._shelves[part].file[row])) for part, row in zip(parts, own, strict=True)]
         seconds = [self._shelves[part].place[row] for part, row in zip(parts, own, strict=True)]

@@ -11,6 +11,7 @@ import warnings
 
 def main() -> None:
     warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: the only one is jemalloc's
+    import dit_policy_training.loop.trainer  # noqa: F401
     import lerobot.datasets.lerobot_dataset  # noqa: F401
 
     for line in sys.stdin:

@@ -88,19 +88,6 @@ def test_statistics_of_relative_actions_leave_padding_out(dataset: Path) -> None
     np.testing.assert_allclose(absolute["action"]["max"], table.action.max(0))
 
 
-def test_every_epoch_has_each_row_once_in_an_order_of_the_seed() -> None:
-    def take(seed: int, count: int) -> list[int]:
-        order = SampleOrder(np.arange(10), None, 4, seed)
-        return np.concatenate([order.at(index) for index in range(count // 4)]).tolist()
-
-    rows = take(seed=1, count=40)
-    for epoch in range(4):
-        assert sorted(rows[10 * epoch : 10 * epoch + 10]) == list(range(10))
-    assert rows[:10] != rows[10:20]
-    assert take(seed=1, count=40) == rows
-    assert take(seed=2, count=40) != rows
-
-
 def edit_info(change: Callable[[dict], None]) -> Callable[[Path], None]:
     def edit(root: Path) -> None:
         path = root / "meta" / "info.json"

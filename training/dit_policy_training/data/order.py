@@ -61,12 +61,11 @@ class SampleOrder:
         rest = np.maximum(expected - whole, 0.0)
         times, left = whole.astype(np.int64), count - int(whole.sum())
         if left > 0:
-            mixed = generator.permutation(count)  # else neighbours would exclude each other
-            teeth = np.cumsum(rest[mixed])
+            teeth = np.cumsum(rest)  # in the order of the rows, so that what is left out is spread along each episode
             teeth *= left / teeth[-1]
             teeth[-1] = left
             hits = np.floor(teeth + generator.random())
-            times[mixed] += np.diff(hits, prepend=0.0).astype(np.int64)
+            times += np.diff(hits, prepend=0.0).astype(np.int64)
         return np.repeat(self._rows, times)
 
 

@@ -45,6 +45,9 @@ bench-memory: setup ## what training takes of a GPU's memory, by preset (counted
 bench-listening: setup ## what cures a policy that does not listen, on the demo's task (after demo-train; an hour)
 	@tools/run.sh python test/bench_listening.py
 
+bench-train: setup ## our trainer against lerobot-train, in turns (half an hour; ARGS=--quick: a trial; --device=cuda)
+	@tools/run.sh python test/bench_train.py $(ARGS)
+
 test: setup ## run the tests (ARGS=... are passed to pytest; ROS=jazzy: those that ROS touches, on Jazzy)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} tools/run.sh python -m pytest $(if $(filter-out kilted,$(ROS)),-m ros) $(ARGS)
 

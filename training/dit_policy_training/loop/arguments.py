@@ -11,6 +11,7 @@ from dit_policy_ros.policy.checkpoint import load_config
 from dit_policy_training.loop.state import read_state
 
 _OF_THE_DATASET = ("input_features", "output_features", "tasks", "action_state_indices")  # of a policy's configuration
+_CHOICES = ("vision", "text", "objective")
 
 
 def with_checkpoint(arguments: Sequence[str], file: Path) -> list[str]:
@@ -44,17 +45,17 @@ def given(arguments: Sequence[str], name: str) -> str:
 
 
 def overlaid(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings with others over them; a group of another `type` takes the place of the whole group."""
+    """Nested settings with others over them; a choice of another `type` has other fields, and takes the whole place."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
         groups = isinstance(old, dict) and isinstance(value, dict)
-        result[key] = overlaid(result[key], value) if groups and _same_type(old, value) else value
+        result[key] = overlaid(result[key], value) if groups and not _chosen_anew(key, result[key], value) else value
     return result
 
 
-def _same_type(old: Any, new: Any) -> bool:
-    return bool(new.get("type", old.get("type")) == old.get("type"))
+def _chosen_anew(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return key in _CHOICES and new.get("type", old.get("type")) != old.get("type")
 
 
 def _without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -54,8 +54,9 @@ test: setup ## run the tests (ARGS=... are passed to pytest; ROS=jazzy: those th
 test-faults: setup ## what goes wrong around a moving arm, between the real processes: a table (ARGS=--only=camera: some)
 	@tools/run.sh python test/faults.py $(ARGS)
 
-test-kills: setup ## convert killed at 20 moments and run again: the same dataset each time (minutes)
-	@OMP_NUM_THREADS=1 CONVERT_KILLS=20 tools/run.sh python -m pytest training/test/test_resume.py -k killed $(ARGS)
+test-kills: setup ## convert killed at 20 moments and train at 10, and run again: the same dataset, the same policy (minutes)
+	@OMP_NUM_THREADS=1 CONVERT_KILLS=20 TRAIN_KILLS=10 tools/run.sh python -m pytest \
+		training/test/test_resume.py training/test/test_training_resume.py -k killed $(ARGS)
 
 lint: setup ## run ruff, mypy and import-linter
 	@tools/run.sh python -m pytest -q test/test_lint.py

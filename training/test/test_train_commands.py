@@ -138,7 +138,7 @@ def test_every_option_of_the_loop_is_explained(launcher: Launcher) -> None:
     status, text = launcher.run(["--help"], "train")
     assert status == 0
     entries = re.split(r"\n  --", text)[1:]
-    explained = {entry.split()[0]: re.split(r"\s{2,}", entry, maxsplit=1)[1] for entry in entries}
+    explained = {entry.split()[0]: " ".join(re.split(r"\s{2,}", entry)[1:]) for entry in entries}
     wanted = set(leaves(TrainConfig))
     assert {"optimizer.lr", "validation.freq", "tracking.pictures", "cache"} <= wanted
     for option in wanted:

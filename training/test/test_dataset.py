@@ -11,12 +11,10 @@ import pytest
 import torch
 from dit_policy_training.data.errors import DatasetError
 from dit_policy_training.data.frames import gather, open_frames
-from dit_policy_training.data.order import SampleOrder
 from dit_policy_training.data.statistics import stats
 from dit_policy_training.data.table import load_table
 from dit_policy_training.data.windows import Windows
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from torch.nn import functional as F
 
 N_OBS, HORIZON = 2, 6
 CAMERAS = ("observation.images.side", "observation.images.hand")
@@ -42,32 +40,6 @@ def test_windows_are_lerobots_windows(dataset: Path) -> None:
             assert torch.equal(batch[key][row], item[key]), (row, key)
         assert batch["task"][row] == item["task"]
     assert batch["action_is_pad"].any(1).sum() == table.episodes * (1 + HORIZON - N_OBS)
-
-
-@pytest.mark.parametrize("kind", ["dataset", "png_dataset"])
-def test_streamed_batches_equal_those_from_memory(kind: str, request: pytest.FixtureRequest) -> None:
-    table = load_table(request.getfixturevalue(kind))
-    windows = Windows(table, N_OBS, HORIZON)
-    rows = SampleOrder(np.arange(len(table)), None, 16, seed=3).at(0)
-    streamed = gather(windows, open_frames(table, cache="off"), rows)
-    expected = gather(windows, open_frames(table, cache="memory"), rows)
-    assert streamed.keys() == expected.keys()
-    assert streamed.pop("task") == expected.pop("task")
-    for key, value in expected.items():
-        assert torch.equal(streamed[key], value), key
-
-
-def test_pictures_may_be_kept_scaled(dataset: Path) -> None:
-    table = load_table(dataset)
-    resize = {CAMERAS[0]: lambda x: F.avg_pool2d(x.float() / 255, 2)}
-    whole, scaled = open_frames(table, cache="memory"), open_frames(table, cache="memory", resize=resize)
-    rows = np.arange(len(table))[:, None]
-    plain, small = whole.gather(rows), scaled.gather(rows)
-    assert small[CAMERAS[0]].shape == (len(table), 1, 3, 16, 24)
-    expected = plain[CAMERAS[0]].float().view(len(table), 1, 3, 16, 2, 24, 2).mean((4, 6))
-    assert (small[CAMERAS[0]].float() - expected).abs().max() <= 0.51
-    assert torch.equal(small[CAMERAS[1]], plain[CAMERAS[1]])
-    assert scaled.nbytes == sum(pictures.nbytes for pictures in small.values()) < whole.nbytes
 
 
 def test_statistics_of_relative_actions_leave_padding_out(dataset: Path) -> None:
@@ -139,13 +111,3 @@ def test_a_dataset_that_does_not_fit_is_refused_with_the_reason(dataset: Path, t
     change(copy)
     with pytest.raises(DatasetError, match=message):
         load_table(copy)
-
-
-def test_a_video_that_lacks_frames_is_refused(dataset: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(dataset, tmp_path / "copy")
-    path = next((copy / "meta" / "episodes").rglob("*.parquet"))
-    episodes = pd.read_parquet(path)
-    episodes[f"videos/{CAMERAS[0]}/from_timestamp"] += 0.5
-    episodes.to_parquet(path)
-    with pytest.raises(DatasetError, match=r"side.*\.mp4 ends before row \d+ at \d+\.\d+ s"):
-        open_frames(load_table(copy))

@@ -19,7 +19,7 @@ Resize = Mapping[str, Callable[[Tensor], Tensor]]
 """By feature key, what a policy does first with float pictures (N, 3, H, W) in [0, 1]."""
 
 _JOB = 2000  # pictures that a thread decodes from one opening of a file
-_TOGETHER = 16  # pictures that are scaled and handed over at once
+_TOGETHER = 4  # pictures that are scaled and handed over at once: as floats they are large
 
 
 def kept_shape(shelf: Shelf, resize: Resize) -> tuple[int, int, int]:

@@ -2,8 +2,8 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -32,7 +32,7 @@ class Frames(Protocol):
     def gather(self, rows: np.ndarray) -> dict[str, Tensor]:
         """(B, n_obs) rows -> by feature key (B, n_obs, 3, H, W) uint8."""
 
-    def gather_each(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
+    def gather_each(self, batches: Iterable[np.ndarray]) -> Generator[dict[str, Tensor]]:
         """`gather` of one (B, n_obs) after the other; what decodes works ahead."""
 
     @property
@@ -149,7 +149,7 @@ def gather(windows: Windows, frames: Frames, rows: np.ndarray) -> dict[str, Any]
     return windows.vectors(rows) | frames.gather(windows.observed(rows))
 
 
-def batches(windows: Windows, frames: Frames, order: Iterable[np.ndarray]) -> Iterator[dict[str, Any]]:
+def batches(windows: Windows, frames: Frames, order: Iterable[np.ndarray]) -> Generator[dict[str, Any]]:
     """`gather` of one (B,) after the other; frames that are decoded as they are needed are decoded ahead."""
     rows: list[np.ndarray] = []
 
@@ -158,8 +158,9 @@ def batches(windows: Windows, frames: Frames, order: Iterable[np.ndarray]) -> It
             rows.append(batch)
             yield windows.observed(batch)
 
-    for pictures in frames.gather_each(observed()):
-        yield windows.vectors(rows.pop(0)) | pictures
+    with closing(frames.gather_each(observed())) as each:  # processes end with it
+        for pictures in each:
+            yield windows.vectors(rows.pop(0)) | pictures
 
 
 class MemoryPictures:
@@ -223,6 +224,6 @@ class KeptFrames:
             pictures[of_part] = each[part].take(rows[of_part] - self._firsts[part])
         return pictures
 
-    def gather_each(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
+    def gather_each(self, batches: Iterable[np.ndarray]) -> Generator[dict[str, Tensor]]:
         """`gather` of one (B, n_obs) after the other."""
-        return map(self.gather, batches)
+        yield from map(self.gather, batches)

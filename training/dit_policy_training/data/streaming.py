@@ -2,7 +2,9 @@
 
 import signal
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+from copy import copy
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ class StreamedFrames:
         firsts = np.array([part.first for part in table.parts])
         self._cameras = {key: _Camera(firsts, each) for key, each in shelves.items()}
         self._num_workers = num_workers
+        self._one_reads = Lock()  # validation asks while the next batches are made ready
         self.nbytes = sum(len(table) * int(np.prod(shape)) for shape in table.image_shapes.values())
 
     @property
@@ -34,15 +37,23 @@ class StreamedFrames:
 
     def gather(self, rows: np.ndarray) -> dict[str, Tensor]:
         """(B, n_obs) rows -> by feature key (B, n_obs, 3, H, W) uint8."""
-        return {key: torch.from_numpy(camera.read(rows)) for key, camera in self._cameras.items()}
+        with self._one_reads:
+            return {key: torch.from_numpy(camera.read(rows)) for key, camera in self._cameras.items()}
 
-    def gather_each(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, Tensor]]:
+    def _again(self) -> "StreamedFrames":
+        """The same with files of its own: a forked process shares the place in each that is open."""
+        again = copy(self)
+        again._cameras = {key: camera.closed() for key, camera in self._cameras.items()}
+        again._one_reads = Lock()
+        return again
+
+    def gather_each(self, batches: Iterable[np.ndarray]) -> Generator[dict[str, Tensor]]:
         """`gather` of one (B, n_obs) after the other, by the processes, in order."""
         if self._num_workers == 0:
             yield from map(self.gather, batches)
             return
         loader = DataLoader(
-            _Batches(self),
+            _Batches(self._again()),
             sampler=batches,  # any iterable of what the dataset is asked for
             batch_size=None,
             num_workers=self._num_workers,
@@ -63,10 +74,6 @@ class StreamedFrames:
                 "memory (/dev/shm; Docker's --shm-size). Use fewer --num_workers, a smaller --batch_size, or "
                 "--cache=disk"
             ) from error
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without open files: each process opens its own."""
-        return self.__dict__ | {"_cameras": {key: camera.closed() for key, camera in self._cameras.items()}}
 
 
 class _Batches(Dataset[Any]):

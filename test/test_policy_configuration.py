@@ -2,10 +2,12 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import get_type_hints
 
 import draccus
 import pytest
+from draccus.wrappers.docstring import get_attribute_docstring
 from policy_fixtures import demo_config
 
 from dit_policy_ros.policy.configuration import (
@@ -298,3 +300,28 @@ def test_json_and_back_is_the_same_configuration_in_the_same_order():
         assert restored == config
         assert list(restored.input_features) == list(config.input_features)
         assert encoded["objective"]["type"] in ("flow_matching", "diffusion")
+
+
+def kinds_of_options(kind):
+    """A dataclass, and those it is made of, each type of a choice among them."""
+    kinds = kind.get_known_choices().values() if issubclass(kind, draccus.ChoiceRegistry) else [kind]
+    for each in kinds:
+        yield each
+        for inner in get_type_hints(each).values():
+            if is_dataclass(inner) or (isinstance(inner, type) and issubclass(inner, draccus.ChoiceRegistry)):
+                yield from kinds_of_options(inner)
+
+
+def test_help_explains_every_option():
+    """As draccus reads the comments: it loses that of a field whose annotation has quotes in it."""
+    kinds = list(kinds_of_options(PolicyConfig))
+    assert {ResNetConfig, DiffusionConfig, FlowMatchingConfig, TransformerConfig} <= set(kinds)
+    without = [
+        f"{kind.__name__}.{each.name}"
+        for kind in [*kinds, Feature]
+        for each in fields(kind)
+        # Of a group the help prints its docstring.
+        if not is_dataclass(get_type_hints(kind)[each.name])
+        and not get_attribute_docstring(kind, each.name).comment_inline
+    ]
+    assert not without

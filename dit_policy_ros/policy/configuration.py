@@ -61,6 +61,12 @@ __all__ = [
 ]
 
 
+# Named, because --help loses the comment of a field whose annotation has quotes in it.
+FeatureType = Literal["VISUAL", "STATE", "ENV", "ACTION"]
+ActionMode = Literal["absolute", "relative"]
+NormalizationMode = Literal["MEAN_STD", "MIN_MAX", "IDENTITY"]
+
+
 @dataclass
 class Feature:
     """One entry of the policy's inputs or outputs. Shapes: VISUAL (3, H, W) as recorded, the others (N,).
@@ -69,8 +75,8 @@ class Feature:
     (`observation.environment_state`).
     """
 
-    type: Literal["VISUAL", "STATE", "ENV", "ACTION"]
-    shape: tuple[int, ...]
+    type: FeatureType  # what it is
+    shape: tuple[int, ...]  # (3, H, W) as recorded, or (N,)
 
 
 @dataclass
@@ -93,8 +99,8 @@ class ClipTextConfig(TextConfig):
     tokenizer must then be given.
     """
 
-    model: str = "openai/clip-vit-base-patch16"
-    model_config: dict[str, Any] | None = None
+    model: str = "openai/clip-vit-base-patch16"  # name on the Hugging Face hub, or a local folder with the tokenizer
+    model_config: dict[str, Any] | None = None  # a tower with random weights instead, for checkpoints
 
 
 @TextConfig.register_subclass("none")
@@ -115,14 +121,14 @@ class ObservationEncoderConfig:
 class TransformerConfig:
     """The diffusion transformer. Positions come from RoPE, or from a learned embedding, or (neither) not at all."""
 
-    hidden_dim: int = 512
-    num_layers: int = 6
-    num_heads: int = 8
-    dropout: float = 0.1
-    use_positional_encoding: bool = False
-    timestep_embed_dim: int = 256
-    use_rope: bool = True
-    rope_base: float = 10000.0
+    hidden_dim: int = 512  # width of a step's token, and of the instruction's feature
+    num_layers: int = 6  # 4 for small datasets, 8 for large ones
+    num_heads: int = 8  # of attention; must divide hidden_dim
+    dropout: float = 0.1  # of the attention, while training
+    use_positional_encoding: bool = False  # a learned vector a step instead of use_rope
+    timestep_embed_dim: int = 256  # width of what is told of the denoising timestep
+    use_rope: bool = True  # rotary positions of the chunk's steps
+    rope_base: float = 10000.0  # their longest wavelength
 
     def problems(self) -> list[str]:
         """What contradicts itself here, a sentence each."""
@@ -145,9 +151,6 @@ class TransformerConfig:
         if not 0 <= self.dropout < 1:
             found.append(f"transformer.dropout must be in [0, 1), got {self.dropout}")
         return found
-
-
-NormalizationMode = Literal["MEAN_STD", "MIN_MAX", "IDENTITY"]
 
 
 def _default_normalization() -> dict[str, NormalizationMode]:
@@ -176,24 +179,24 @@ class PolicyConfig:
     the committed start of the chunk (training-time real-time chunking, arXiv 2512.05964); 0 trains none.
     """
 
-    n_obs_steps: int = 2
-    horizon: int = 32
-    n_action_steps: int = 24
-    action_mode: Literal["absolute", "relative"] = "absolute"
-    action_state_indices: list[int] | None = None
-    tasks: list[str] = field(default_factory=list)
-    input_features: dict[str, Feature] = field(default_factory=dict)
-    output_features: dict[str, Feature] = field(default_factory=dict)
-    normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_default_normalization)
-    normalized_constant: float = 0.0
+    n_obs_steps: int = 2  # observations the policy sees, the newest and those before it, one a tick of the fps
+    horizon: int = 32  # steps of a chunk, of which n_obs_steps - 1 lie in the past
+    n_action_steps: int = 24  # steps executed before the next chunk takes over
+    action_mode: ActionMode = "absolute"  # relative: differences to the newest state's joints are predicted
+    action_state_indices: list[int] | None = None  # where each action's joint stands in the state; training fills it in
+    tasks: list[str] = field(default_factory=list)  # the instructions trained on; training fills them in
+    input_features: dict[str, Feature] = field(default_factory=dict)  # what it sees, by key; training fills them in
+    output_features: dict[str, Feature] = field(default_factory=dict)  # the action; training fills it in
+    normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_default_normalization)  # by kind
+    normalized_constant: float = 0.0  # what MIN_MAX makes of a dimension that never changed; -1 is LeRobot's
     observation_encoder: ObservationEncoderConfig = field(default_factory=ObservationEncoderConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     objective: ObjectiveConfig = field(default_factory=DiffusionConfig)
-    do_mask_loss_for_padding: bool = True
-    state_noise: float = 0.0
-    instruction_dropout: float = 0.0
-    guidance_scale: float = 1.0
-    max_delay: int = 0
+    do_mask_loss_for_padding: bool = True  # steps beyond an episode's end are not learnt
+    state_noise: float = 0.0  # standard deviation of noise added to the normalised state while training
+    instruction_dropout: float = 0.0  # share of samples trained without their instruction; guidance_scale needs some
+    guidance_scale: float = 1.0  # above 1 exaggerates what the instruction changes, when it runs
+    max_delay: int = 0  # the most steps given as decided already while training; for joining "prefix" when it runs
 
     @property
     def cameras(self) -> dict[str, tuple[int, int]]:

@@ -55,7 +55,8 @@ class Draws:
     def beta(self, alpha: float, beta: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Of Beta(alpha, beta), in [0, 1], float32."""
         # torch.distributions takes no generator; this is what its Beta calls.
-        concentration = torch.tensor((alpha, beta)).expand(*self._whole(shape), 2).to(self._on(device))
+        whole, on = self._whole(shape), self._on(device)
+        concentration = torch.stack([torch.full(whole, value, device=on) for value in (alpha, beta)], dim=-1)
         return self._mine(torch._sample_dirichlet(concentration, self._generator)[..., 0], device)
 
     def _on(self, device: torch.device) -> torch.device:

@@ -85,7 +85,7 @@ class ObservationEncoder(nn.Module):
         together: dict[tuple[int, torch.Size], list[str]] = {}
         for key, each in pictures.items():
             together.setdefault((self._encoder_of(key), each.shape), []).append(key)
-        found = {}
+        found: dict[str, Tensor] = {}
         for (encoder, shape), keys in together.items():
             joined = torch.cat([pictures.pop(key) for key in keys]) if len(keys) > 1 else pictures.pop(keys[0])
             words = None if text is None else text.repeat(len(keys), 1)

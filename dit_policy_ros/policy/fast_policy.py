@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .configuration import ENVIRONMENT_STATE, STATE
 from .cuda_graph import Function, GraphCache
+from .draws import Draws
 from .encoders import ObservationEncoder
 from .fast_transformer import FastTransformer
 from .fast_vision import FastViT, Unsupported
@@ -158,10 +159,12 @@ class FastPolicy(MultitaskDiTPolicy):
         """As the policy's, faster: finding all modules takes 0.3 ms, and every chunk and every frame needs it."""
         return self._evaluation(self._every)
 
-    def encode(self, batch: Mapping[str, Any], without_instruction: bool | Tensor = False) -> Tensor:
+    def encode(
+        self, batch: Mapping[str, Any], without_instruction: bool | Tensor = False, draws: Draws | None = None
+    ) -> Tensor:
         """As the policy's; a batch may hold FRAMES in place of the pictures."""
         if FRAMES not in batch:
-            return super().encode(batch, without_instruction)
+            return super().encode(batch, without_instruction, draws)
         text = self.text_features(self._reader.tasks(batch, self._count(batch)), without_instruction)
         frames = batch[FRAMES]
         if without_instruction is not False and self.text_modulates_vision:

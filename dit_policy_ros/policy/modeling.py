@@ -95,8 +95,8 @@ class MultitaskDiTPolicy(nn.Module):
 
     def forward(self, batch: Mapping[str, Any], draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """`loss_terms`, total and count: what a wrapper for several processes calls."""
-        total, count = self.loss_terms(batch, draws)
-        return total, count
+        terms = self.loss_terms(batch, draws)
+        return terms.total, terms.count
 
     def loss_terms(self, batch: Mapping[str, Any], draws: Draws | None = None) -> LossTerms:
         """The objective's squared error and how many elements it is of; everything random of it comes from `draws`.
@@ -449,7 +449,9 @@ class MultitaskDiTPolicy(nn.Module):
         """What actions are relative to, in units: the newest state's joints (B, 1, A), or 0 (1, 1, A)."""
         if self.config.action_mode == "absolute":
             return self.action_normalizer.centre.new_zeros(1, 1, self.config.action_dim)
-        return self._state(STATE, self._reader.entry(batch, STATE))[:, -1:, self.config.action_state_indices]
+        # Chosen where the state is: choosing on a GPU would wait for it.
+        state = self._reader.state(STATE, self._reader.entry(batch, STATE))
+        return self._here(state[:, -1:, self.config.action_state_indices], torch.float32)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups for an optimizer: the vision encoders at lr times their multiplier, all else at lr, frozen none.

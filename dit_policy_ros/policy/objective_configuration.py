@@ -7,6 +7,13 @@ import draccus
 
 from .contradictions import not_finite, not_positive, unknown_choices
 
+# Named, because --help loses the comment of a field whose annotation has quotes in it.
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+DiffusionSampler = Literal["ddpm", "ddim", "dpm_solver++"]
+TimestepSpacing = Literal["trailing", "leading"]
+FlowSampler = Literal["euler", "heun", "rk4"]
+TimestepSampling = Literal["uniform", "beta"]
+
 
 @dataclass
 class ObjectiveConfig(draccus.ChoiceRegistry):
@@ -17,8 +24,8 @@ class ObjectiveConfig(draccus.ChoiceRegistry):
     expensive part, is encoded once for all of them.
     """
 
-    denoising_steps: int = 10
-    noise_draws: int = 1
+    denoising_steps: int = 10  # of the sampler when it runs; each call may choose another number
+    noise_draws: int = 1  # noise samples that an observation is trained on at once: it is encoded once for them
 
     @classmethod
     def default_choice_name(cls) -> str:
@@ -51,11 +58,11 @@ class DiffusionConfig(ObjectiveConfig):
     null leaves it free.
     """
 
-    num_train_timesteps: int = 100
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-    sampler: Literal["ddpm", "ddim", "dpm_solver++"] = "ddim"
-    timestep_spacing: Literal["trailing", "leading"] = "trailing"
-    clip_range: float | None = 1.0
+    num_train_timesteps: int = 100  # of the noise schedule
+    prediction_type: PredictionType = "epsilon"  # what is predicted: the noise, the clean actions, or a mix of both
+    sampler: DiffusionSampler = "ddim"  # when it runs; each call may choose another
+    timestep_spacing: TimestepSpacing = "trailing"  # leading leaves the noisiest out; it is LeRobot's
+    clip_range: float | None = 1.0  # bound of the clean actions' estimate at each denoising step; null: free
 
     @property
     def max_denoising_steps(self) -> int:
@@ -81,13 +88,13 @@ class FlowMatchingConfig(ObjectiveConfig):
     LeRobot's checkpoints need.
     """
 
-    sigma_min: float = 0.0
-    sampler: Literal["euler", "heun", "rk4"] = "euler"
-    timestep_scale: float = 1.0
-    timestep_sampling: Literal["uniform", "beta"] = "beta"
-    beta_scale: float = 0.999
-    beta_alpha: float = 1.5
-    beta_beta: float = 1.0
+    sigma_min: float = 0.0  # noise that is left at the end of the line
+    sampler: FlowSampler = "euler"  # when it runs; each call may choose another
+    timestep_scale: float = 1.0  # of what the transformer is told of t: 1000 moves all of its embedding, 1 is LeRobot's
+    timestep_sampling: TimestepSampling = "beta"  # of the times trained on; beta favours noisy ones
+    beta_scale: float = 0.999  # beta: times are beta_scale * (1 - Beta(beta_alpha, beta_beta))
+    beta_alpha: float = 1.5  # beta: the first exponent
+    beta_beta: float = 1.0  # beta: the second exponent
 
     @property
     def max_denoising_steps(self) -> int:

@@ -7,7 +7,8 @@ normalised, (B, horizon, A).
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,8 @@ def cosine_alphas_cumprod(num_train_timesteps: int) -> Tensor:
     return torch.cumprod(1.0 - torch.tensor(betas, dtype=torch.float32, device="cpu"), dim=0)
 
 
-class LossTerms(NamedTuple):
+@dataclass(frozen=True)
+class LossTerms:
     """A loss before its division: parts of a batch are added up, then divided once."""
 
     total: Tensor

@@ -78,16 +78,16 @@ class Preprocessor(nn.Module):
         if not self.training:
             return images[..., top : top + height, left : left + width]
         draws, shift = draws or Draws(), self.config.random_shift
-        top = self._start(len(images), top, rows - height, images.device, draws)
-        left = self._start(len(images), left, columns - width, images.device, draws)
+        tops = self._starts(len(images), top, rows - height, images.device, draws)
+        lefts = self._starts(len(images), left, columns - width, images.device, draws)
         for axis, length in ((-2, rows), (-1, columns)) if shift else ():
             edge = torch.arange(-shift, length + shift, device=images.device).clamp(0, length - 1)
             images = images.index_select(axis, edge)
         # Every window there is, as a view, of which each sample takes one: a single copy, without waiting for a device.
         windows = images.unfold(-2, height, 1).unfold(-2, width, 1)
-        return windows[torch.arange(len(images), device=images.device), :, :, top, left]
+        return windows[torch.arange(len(images), device=images.device), :, :, tops, lefts]
 
-    def _start(self, count: int, centre: int, spare: int, device: torch.device, draws: Draws) -> Tensor:
+    def _starts(self, count: int, centre: int, spare: int, device: torch.device, draws: Draws) -> Tensor:
         """Where each sample's window starts in pictures that random_shift has widened, (count,)."""
         start = torch.full((count,), centre, device=device)
         if self.config.crop_is_random:

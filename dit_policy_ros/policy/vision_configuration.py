@@ -12,6 +12,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# Named, because --help loses the comment of a field whose annotation has quotes in it.
+ResizeMode = Literal["cover", "stretch"]
+
 
 @dataclass
 class VisionConfig(draccus.ChoiceRegistry):
@@ -25,7 +28,7 @@ class VisionConfig(draccus.ChoiceRegistry):
     """
 
     resize_shape: tuple[int, int] | None = None  # (H, W) that pictures are scaled to; null: as recorded
-    resize_mode: Literal["cover", "stretch"] = "cover"  # cover keeps the aspect ratio, stretch does not
+    resize_mode: ResizeMode = "cover"  # cover keeps the aspect ratio, stretch does not
     crop_shape: tuple[int, int] | None = None  # (H, W) then cut out, and seen; null: resize_shape
     crop_is_random: bool = True  # where it is cut while training: anywhere, or at the centre as when it runs
     random_shift: int = 0  # pixels; the window is shifted by up to that while training, edges replicated
@@ -98,13 +101,13 @@ class ViTConfig(VisionConfig):
     LeRobot and of the original have none.
     """
 
-    resize_shape: tuple[int, int] | None = (256, 256)
-    crop_shape: tuple[int, int] | None = (224, 224)
-    lr_multiplier: float = 0.1
-    backbone: str = ""
-    backbone_config: dict[str, Any] | None = None
-    text_pooling: bool = False
-    text_pooling_heads: int = 8
+    resize_shape: tuple[int, int] | None = (256, 256)  # (H, W) that pictures are scaled to; null: as recorded
+    crop_shape: tuple[int, int] | None = (224, 224)  # (H, W) then cut out, and seen; null: resize_shape
+    lr_multiplier: float = 0.1  # of optimizer.lr, for the vision encoders, which are pretrained
+    backbone: str = ""  # name on the Hugging Face hub, or a local folder with weights
+    backbone_config: dict[str, Any] | None = None  # a ViT with random weights instead, by transformers' fields
+    text_pooling: bool = False  # the words choose where to look: patches pooled with the instruction as the query
+    text_pooling_heads: int = 8  # of that attention; must divide the ViT's width
 
     @property
     def is_modulated_by_text(self) -> bool:
@@ -133,10 +136,10 @@ class ClipVisionConfig(ViTConfig):
     checkpoints, the only ones in circulation, need that. The original's checkpoints (timm) need it on.
     """
 
-    image_mean: tuple[float, float, float] = CLIP_MEAN
-    image_std: tuple[float, float, float] = CLIP_STD
-    backbone: str = "openai/clip-vit-base-patch16"
-    use_post_layernorm: bool = False
+    image_mean: tuple[float, float, float] = CLIP_MEAN  # taken off pixels in [0, 1], by red, green, blue
+    image_std: tuple[float, float, float] = CLIP_STD  # that they are divided by
+    backbone: str = "openai/clip-vit-base-patch16"  # name on the Hugging Face hub, or a local folder with weights
+    use_post_layernorm: bool = False  # CLIP's last norm on the CLS token; the original's checkpoints need it
 
     def input_problems(self, image_shape: tuple[int, int], camera: str) -> list[str]:
         """What a camera's pictures of (H, W) contradict here, a sentence each."""
@@ -162,9 +165,9 @@ class DinoV3VisionConfig(ViTConfig):
     whose sides are multiples of the patch.
     """
 
-    image_mean: tuple[float, float, float] = IMAGENET_MEAN
-    image_std: tuple[float, float, float] = IMAGENET_STD
-    backbone: str = "facebook/dinov3-vitb16-pretrain-lvd1689m"
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN  # taken off pixels in [0, 1], by red, green, blue
+    image_std: tuple[float, float, float] = IMAGENET_STD  # that they are divided by
+    backbone: str = "facebook/dinov3-vitb16-pretrain-lvd1689m"  # name on the hub (ask for access there), or a folder
 
     def input_problems(self, image_shape: tuple[int, int], camera: str) -> list[str]:
         """What a camera's pictures of (H, W) contradict here, a sentence each."""
@@ -195,16 +198,16 @@ class ResNetConfig(VisionConfig):
     cores in minutes; a deeper net is `widths=[64,128,256] blocks_per_stage=2`.
     """
 
-    resize_shape: tuple[int, int] | None = (64, 64)
-    random_shift: int = 3
-    stem_channels: int = 32
-    stem_kernel: int = 6
-    stem_stride: int = 4
-    widths: tuple[int, ...] = (48,)
-    blocks_per_stage: int = 0
-    num_keypoints: int = 32
-    film: bool = True
-    norm_groups: int = 8
+    resize_shape: tuple[int, int] | None = (64, 64)  # (H, W) that pictures are scaled to; null: as recorded
+    random_shift: int = 3  # pixels; the window is shifted by up to that while training, edges replicated
+    stem_channels: int = 32  # of the first convolution
+    stem_kernel: int = 6  # its width in pixels, at least stem_stride
+    stem_stride: int = 4  # pixels from one of its windows to the next
+    widths: tuple[int, ...] = (48,)  # channels of each stage; every stage but the first halves the map
+    blocks_per_stage: int = 0  # residual blocks behind each stage's convolution
+    num_keypoints: int = 32  # each an (x, y) in the picture: what the transformer is told
+    film: bool = True  # the instruction scales and shifts the channels of every stage
+    norm_groups: int = 8  # of GroupNorm; must divide stem_channels and every width
 
     @property
     def is_modulated_by_text(self) -> bool:

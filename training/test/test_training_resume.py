@@ -80,10 +80,13 @@ def written(run: Path) -> int:
 def test_killed_at_random_moments_it_goes_on_as_if_nothing_had_been(
     launcher: Launcher, undisturbed: TrainConfig, tmp_path: Path
 ) -> None:
-    config = replace(undisturbed, output_dir=tmp_path / "run")
+    # Long enough for each kill to find it running: between seeing a moment and killing there are some steps.
+    expected = replace(undisturbed, output_dir=tmp_path / "expected", train_steps=20 * KILLS)
+    Trainer(expected, QUIET).train()
+    config = replace(expected, output_dir=tmp_path / "run")
     run, rng, killed = config.output_dir, random.Random(KILLS), 0
     for _ in range(KILLS):
-        moment = written(run) + rng.randrange(1, 6)
+        moment = written(run) + rng.randrange(1, 4)
         with launcher.command(command(config), "train") as disturbed:
             if disturbed.until(lambda moment=moment: written(run) >= moment):
                 disturbed.signal(signal.SIGKILL)
@@ -91,7 +94,7 @@ def test_killed_at_random_moments_it_goes_on_as_if_nothing_had_been(
     status, output = launcher.run(command(config), "train")
     assert status == 0, output
     assert killed > KILLS // 2, "the runs were too short to be killed: little was tested"
-    assert_same_run(run, undisturbed.output_dir)
+    assert_same_run(run, expected.output_dir)
     left = [path.name for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
     assert not left
 

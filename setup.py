@@ -52,6 +52,7 @@ setup(
         "console_scripts": [
             f"guard_node = {NAME}.nodes.guard_node:main",
             f"policy_node = {NAME}.nodes.policy_node:main",
+            f"rollout = {NAME}.sim.rollout:main",
             f"sim_node = {NAME}.nodes.sim_node:main",
         ],
     },

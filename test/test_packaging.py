@@ -158,7 +158,7 @@ print(len(names))
 
     def test_entry_points_lead_somewhere(self):
         scripts = re.findall(r'f"(\w+) = \{NAME\}\.([\w.]+):(\w+)"', (ROOT / "setup.py").read_text())
-        assert [name for name, _, _ in scripts] == ["guard_node", "policy_node", "sim_node"]
+        assert [name for name, _, _ in scripts] == ["guard_node", "policy_node", "rollout", "sim_node"]
         for name, module, function in scripts:
             tree = ast.parse((ROOT / "dit_policy_ros" / f"{module.replace('.', '/')}.py").read_text())
             assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, name

@@ -43,11 +43,17 @@ setup(
     zip_safe=False,
     entry_points={
         "console_scripts": [
+            f"compare = {NAME}.compare:main",
             f"convert = {NAME}.convert:main",
+            f"diagnose = {NAME}.diagnose:main",
+            f"evaluate = {NAME}.evaluate:main",
+            f"inference = {NAME}.inference:main",
             f"inspect = {NAME}.inspect:main",
             f"merge = {NAME}.merge:main",
             f"to_bag = {NAME}.to_bag:main",
             f"train = {NAME}.train:main",
+            f"train_modal = {NAME}.train_modal:main",
+            f"tune = {NAME}.tune:main",
         ],
     },
 )

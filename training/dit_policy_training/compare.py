@@ -20,6 +20,8 @@ from dit_policy_training.judging.comparison import best, compare, figures
 from dit_policy_training.judging.opening import checkpoints_in, rows_of_episodes, some_of
 from dit_policy_training.judging.pages import comparison_page, told
 
+_MANY_TASKS = 5  # columns of the table
+
 
 @dataclass
 class CompareConfig:
@@ -73,6 +75,7 @@ def run(config: CompareConfig, console: Console | None = None) -> dict[str, Any]
 
 def _print(report: dict[str, Any], console: Console) -> None:
     settings, tasks = report["settings"], list(report["checkpoints"][0]["by_task"])
+    tasks = tasks if len(tasks) <= _MANY_TASKS else []  # the report has them
     steps = settings["steps compared"]
     table = TextTable(
         title=f"{settings['moments']} moments of {report['dataset']['name']}, the first {steps} steps",

@@ -87,17 +87,19 @@ def compare(
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """What they are called: their paths without what all have in common."""
+    """The ends of their paths, as short as tells them apart; a step's number has its run's name before it."""
     paths = [folder.resolve() if folder.is_symlink() else folder.absolute() for folder in folders]
-    shared = 0
-    if len(paths) > 1:
-        least = min(len(path.parts) for path in paths) - 1
-        while shared < least and len({path.parts[shared] for path in paths}) == 1:
-            shared += 1
-    else:
-        shared = max(len(paths[0].parts) - 2, 0)
-    short = ["/".join(part for part in path.parts[shared:] if part != "checkpoints") for path in paths]
-    return [name if short.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(short)]
+    parts = [[part for part in path.parts if part not in ("checkpoints", "/")] for path in paths]
+    lengths = [2 if each[-1].isdecimal() else 1 for each in parts]
+    while True:
+        names = ["/".join(each[-length:]) for each, length in zip(parts, lengths, strict=True)]
+        longer = [
+            length + (names.count(name) > 1 and length < len(each))
+            for name, length, each in zip(names, lengths, parts, strict=True)
+        ]
+        if longer == lengths:  # whatever is still alike is given twice
+            return [name if names.count(name) == 1 else f"{name} ({n})" for n, name in enumerate(names)]
+        lengths = longer
 
 
 def _rival(

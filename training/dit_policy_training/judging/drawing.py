@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 LINES = 8  # colours; the ninth curve has the first's again
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 20, 34
 
 STYLE = """
 .chart svg{height:auto;overflow:visible}.chart text{fill:var(--soft);font-size:11px}
@@ -135,7 +135,7 @@ def _axes(frame: _Frame, x_label: str, y_label: str) -> str:
     )
     names = f'<text x="{right}" y="{bottom + 28}" text-anchor="end">{escape(x_label)}</text>'
     if y_label:
-        names += f'<text x="{_LEFT}" y="{_TOP - 1}">{escape(y_label)}</text>'
+        names += f'<text x="{_LEFT}" y="{_TOP - 10}">{escape(y_label)}</text>'
     return f'{across}{along}<path class="axis" d="M{_LEFT} {bottom}H{right}"/>{names}'
 
 

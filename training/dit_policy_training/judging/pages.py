@@ -332,12 +332,6 @@ def comparison_page(report: Figures) -> str:
         drawing.Line(one["name"], np.arange(len(one["by_step"])), scale * np.array(one["by_step"], dtype=float))
         for one in report["checkpoints"]
     ]
-    if len(lines) < drawing.LINES:
-        lines += [
-            drawing.Line(name, np.arange(len(one["by_step"])), scale * np.array(one["by_step"], dtype=float))
-            for name, one in report["baselines"].items()
-            if name == STILL
-        ]
     chart = drawing.curves(lines, "step of the chunk, 0 the newest observation's", unit)
     parts = [
         head,

@@ -293,6 +293,7 @@ class Loop:
         if not line:
             raise RuntimeError(f"the trainer ended; it said:\n{self._log.read_text()[-4000:]}")
         os.killpg(self.process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
         return Block(**json.loads(line))
 
     def close(self) -> None:
@@ -383,7 +384,15 @@ def measure(size: Size, folder: Path, device: str, amp: bool) -> list[Row]:
             for kind, loop in loops.items():
                 blocks[kind].append(loop.run(size.block))
         starts = {kind: loop.start for kind, loop in loops.items()}
+    check_same_model(starts)
     return rows_of(size, blocks, starts, peaks, how, device)
+
+
+def check_same_model(starts: dict[str, Block]) -> None:
+    """Raises RuntimeError unless both train as many numbers, but for the norm that LeRobot declares and never uses."""
+    ours, theirs = (starts[kind].parameters for kind in NAMES)
+    if not ours <= theirs <= 1.001 * ours:
+        raise RuntimeError(f"not the same model: ours trains {ours} numbers, lerobot-train {theirs}")
 
 
 def rows_of(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,4 +123,5 @@ def stop(process: int) -> None:
     children = Path(f"/proc/{process}/task/{process}/children")
     torchrun = b"torch.distributed.run" in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
     for each in children.read_text().split() if torchrun else [process]:
-        os.kill(int(each), signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(int(each), signal.SIGTERM)

@@ -64,7 +64,7 @@ def start_wandb(config: TrainConfig, output_dir: Path, continues: bool, say: Say
             project=config.tracking.wandb_project,
             name=config.tracking.run_name or output_dir.resolve().name,
             id=_run_id(output_dir, continues),
-            resume="allow",
+            resume=None if mode == "offline" else "allow",  # offline it is `wandb sync` that joins the parts
             mode=mode,
             dir=output_dir,
             config=draccus.encode(config),
@@ -74,13 +74,18 @@ def start_wandb(config: TrainConfig, output_dir: Path, continues: bool, say: Say
     try:
         run = start(mode)
     except Exception as error:
-        say(f"Weights & Biases cannot be reached ({error}); the run is logged to a folder there instead")
+        say(f"Weights & Biases cannot be reached ({error}); what would go there is kept in a folder")
+        mode = "offline"
         try:
-            run = start("offline")
+            run = start(mode)
         except Exception as again:
-            say(f"nor that: {again}; nothing is logged there")
+            say(f"nor can that be: {again}; nothing is logged there")
             return None
-    say(f"Weights & Biases: {run.url}" if run.url else f"Weights & Biases, to be sent by: wandb sync {run.dir}/..")
+    say(
+        f"Weights & Biases, to be sent by: wandb sync {Path(run.dir).parent}"
+        if mode == "offline"
+        else f"Weights & Biases: {run.url}"
+    )
     return WandbRun(run, say)
 
 

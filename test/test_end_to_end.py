@@ -134,11 +134,13 @@ def start_demo(output: Path, *options: str) -> Child:
 
 @pytest.mark.timeout(240)
 def test_the_demo_judges_reports_and_draws(checkpoint: Path, tmp_path: Path) -> None:
-    run = start_demo(tmp_path, f"--checkpoint={checkpoint}", "--episodes=1", "--video-episodes=0", "--seed=500007")
+    options = ["--episodes=1", "--video-episodes=0", "--seed=500007", "--parameter=n_action_steps=7"]
+    run = start_demo(tmp_path, f"--checkpoint={checkpoint}", *options)
     status = run.wait(200)
     report = json.loads((tmp_path / "report.json").read_text())
     assert status == (0 if report["holds"] else 1), run.last_lines()
     assert (report["episodes"], report["seeds"]) == (1, [500_007])
+    assert report["parameters"] == ["n_action_steps:=7"]
     assert report["chunks"] > 0
     assert 0 < report["chunk_ms"]["p50"] <= report["chunk_ms"]["p95"]
     assert report["results"][0]["outcome"] in ("over the line", "moved another block", "time limit")
@@ -161,6 +163,17 @@ def test_an_interrupted_demo_leaves_no_process_behind(checkpoint: Path, tmp_path
     assert "Traceback" not in run.log.read_text()
     assert "interrupted" in run.last_lines()
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_parameter_that_the_node_does_not_have_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.parse(["--parameter=sampler=euler", "--parameter=dry_run=true"]).parameter == [
+        "sampler:=euler",
+        "dry_run:=true",
+    ]
+    for wrong in ("n_steps=4", "n_action_steps"):
+        with pytest.raises(SystemExit):
+            demo.parse([f"--parameter={wrong}"])
+        assert f"'{wrong}' is no NAME=VALUE of a parameter of the policy node" in capsys.readouterr().err
 
 
 def test_without_a_checkpoint_the_demo_says_how_to_get_one(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from dit_policy_ros.nodes.demo_operator import DemoError, Operator
 from dit_policy_ros.nodes.demo_pictures import Studio, contact_sheet, video_frames, write_video
 from dit_policy_ros.nodes.demo_report import Episode, report
 from dit_policy_ros.nodes.domain import claimed_domain, local_environment
+from dit_policy_ros.nodes.parameters import DECLARATIONS
 from dit_policy_ros.nodes.processes import Child, ChildDied
 from dit_policy_ros.sim.simulation import OffscreenError
 from dit_policy_ros.sim.task import CONTROLS, FIRST_SEED, instruction_for, target_of
@@ -125,6 +126,8 @@ def children(options: argparse.Namespace, stack: ExitStack) -> list[Child]:
     simulator += ["-p", f"blank_images:={str(options.control == 'blank_images').lower()}"]
     policy = [*python, "dit_policy_ros.nodes.policy_node", "--ros-args", "-p", f"checkpoint:={options.checkpoint}"]
     policy += ["-p", "recovery:=automatic"]
+    for given in options.parameter:
+        policy += ["-p", given]
     started = []
     for name, command in (("simulator", simulator), ("policy node", policy)):
         log = options.output / f"{name.replace(' ', '_')}.log"
@@ -232,7 +235,8 @@ def run(options: argparse.Namespace) -> int:
             episodes, cost = run_episodes(options, console)
         finally:
             rclpy.shutdown()
-    figures = report(episodes, options.control, {"checkpoint": str(options.checkpoint), **cost})
+    context = {"checkpoint": str(options.checkpoint), "parameters": options.parameter, **cost}
+    figures = report(episodes, options.control, context)
     path = options.output / "report.json"
     path.write_text(json.dumps(figures, indent=2) + "\n")
     summary = (
@@ -250,6 +254,14 @@ def run(options: argparse.Namespace) -> int:
     return 0 if figures["holds"] else 1
 
 
+def _parameter(text: str) -> str:
+    """A node's parameter in the form that ROS takes it, NAME:=VALUE."""
+    name, equals, value = text.partition("=")
+    if not equals or name not in (declaration.name for declaration in DECLARATIONS):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE of a parameter of the policy node")
+    return f"{name}:={value}"
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -258,6 +270,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=FIRST_SEED, help="of the first scene; the next has the next")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder of report, pictures, logs")
     parser.add_argument("--control", choices=CONTROLS, default="none", help="what the policy is deprived of")
+    parser.add_argument(
+        "--parameter",
+        type=_parameter,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the policy node, as n_action_steps=4; may be given several times",
+    )
     parser.add_argument(
         "--video-episodes", type=int, default=6, help="how many of the first go into the video; 0: none"
     )

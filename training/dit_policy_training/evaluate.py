@@ -99,13 +99,14 @@ def check_closed_loop(subject: Subject, way: ClosedLoop) -> None:
 
 
 def _closed_loop(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
+    given = {name: getattr(config, name) for name in ("sampler", "denoising_steps", "guidance_scale")}
+    parameters = {name: value for name, value in given.items() if value}
     if config.closed_loop == "node":
-        return rollouts.with_node(subject.folder, config.closed_loop_episodes, config.output_dir / "closed_loop")
+        device = {"device": config.device}
+        output = config.output_dir / "closed_loop"
+        return rollouts.with_node(subject.folder, config.closed_loop_episodes, output, parameters | device)
     options = {"episodes": config.closed_loop_episodes, "device": config.device}
-    for name in ("sampler", "denoising_steps", "guidance_scale"):
-        if value := getattr(config, name):
-            options[name] = value
-    return rollouts.in_simulated_time(subject.folder, options)
+    return rollouts.in_simulated_time(subject.folder, options | parameters)
 
 
 @contextmanager

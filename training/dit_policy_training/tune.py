@@ -49,6 +49,10 @@ from dit_policy_training.judging.tuning import (
 )
 
 How = Literal["auto", "simulator", "offline"]
+_CAUTION = (
+    "Offline nothing closes the loop. Few denoising steps come near to the mean of what the policy could do, which has "
+    "a small error even where there are two ways and their mean is none: try the best, and its neighbours, on the robot."
+)
 
 
 @dataclass
@@ -59,7 +63,9 @@ class TuneConfig:
     how: How = "auto"  # simulator: of the simulated arm's policy; offline: on a dataset; auto: simulator if it can be
     dataset_path: Path | None = None  # folder of a LeRobotDataset v3; in the simulator it adds the error to the success
     embodiment: Path | None = None  # the robot's YAML, for a dataset that brings none
-    n_action_steps: list[int] = field(default_factory=list)  # to try; empty: half of a chunk, the checkpoint's, all
+    n_action_steps: list[int] = field(
+        default_factory=list
+    )  # to try; empty: a quarter, half and all of a chunk, the checkpoint's
     denoising_steps: list[int] = field(default_factory=lambda: [2, 5, 10])  # to try
     samplers: list[str] = field(default_factory=list)  # to try; empty: all of the policy's but ddpm
     guidance_scale: float = 0.0  # of the instruction; 0: as the checkpoint says
@@ -174,7 +180,7 @@ def prepare(config: TuneConfig) -> Study:
 def combinations_of(config: TuneConfig, policy: PolicyConfig) -> list[Combination]:
     """What is tried. Raises ValueError for what the policy cannot follow."""
     most = policy.max_action_steps
-    executed = sorted(set(config.n_action_steps or [max(most // 2, 1), policy.n_action_steps, most]))
+    executed = sorted(set(config.n_action_steps or [max(most // 4, 1), max(most // 2, 1), policy.n_action_steps, most]))
     if executed[-1] > most:
         raise ValueError(f"n_action_steps {executed[-1]}: a chunk of this policy has {most} steps from now on")
     samplers = config.samplers or [name for name in samplers_of(policy.objective) if name != "ddpm"]

@@ -16,6 +16,7 @@ from dit_policy_training.inference import run as show
 from dit_policy_training.judging.evaluation import STILL, Choice, evaluate, figures
 from dit_policy_training.judging.opening import Subject, checkpoint_in, checkpoints_in, open_subject
 from dit_policy_training.judging.predictions import predict, row_noise
+from dit_policy_training.judging.rollouts import ClosedLoopError, in_simulated_time
 from judged import toy_checkpoint
 from PIL import Image
 from rich.console import Console
@@ -152,6 +153,18 @@ def test_a_loop_is_closed_only_where_there_is_a_simulator(checkpoint: Path, data
     with pytest.raises(ValueError, match=r"closed_loop=node is for policies of the simulated arm.* is of 'toy'"):
         run(EvaluateConfig(checkpoint, dataset, output_dir=tmp_path / "out", closed_loop="node"), QUIET)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.timeout(300)
+def test_the_simulators_report_is_taken_over_and_its_refusal_too(tmp_path: Path) -> None:
+    """Of the demo's own policy, in a process of its own; this package imports no simulator."""
+    demo = Path(__file__).parents[2] / "checkpoints/demo"
+    report = in_simulated_time(demo, {"episodes": 1, "n_action_steps": 6})
+    assert (report["episodes"], report["success"], report["refused"]) == (1, 1, 0)
+    assert report["settings"]["n_action_steps"] == 6
+    assert report["how"] == "in simulated time"
+    with pytest.raises(ClosedLoopError, match=r"(?s)sim\.rollout ended with 1:.*a chunk of this policy has 16 steps"):
+        in_simulated_time(demo, {"n_action_steps": 17})
 
 
 def test_a_policy_of_another_robot_is_told_what_differs(checkpoint: Path, table: Table, tmp_path: Path) -> None:

@@ -37,18 +37,19 @@ def in_simulated_time(checkpoint: Path, options: Mapping[str, Any], threads: int
     }
 
 
-def with_node(checkpoint: Path, episodes: int, output: Path, seed: int | None = None) -> dict[str, Any]:
+def with_node(checkpoint: Path, episodes: int, output: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The report of `python -m dit_policy_ros.nodes.demo`, which also leaves pictures in `output`, and `how`.
 
-    Its exit status 1 with a report means that its bars do not hold, which is a result. Raises ClosedLoopError.
+    `parameters` are the node's. The exit status 1 with a report means that its bars do not hold, which is a result.
+    Raises ClosedLoopError.
     """
     path = output / "report.json"
     path.unlink(missing_ok=True)
     arguments = [f"--checkpoint={checkpoint}", f"--episodes={episodes}", f"--output={output}", "--video-episodes=0"]
-    arguments += [] if seed is None else [f"--seed={seed}"]
+    arguments += [f"--parameter={name}={value}" for name, value in parameters.items()]
     said = _run(NODE, arguments, (0, 1), None)
     if not path.is_file():
-        raise ClosedLoopError(f"the demo ended without a report: {said}")
+        raise ClosedLoopError(f"the demo ended without a report:\n{said}")
     report: dict[str, Any] = json.loads(path.read_text())
     return report | {"how": HOW[NODE], "refused": report["rejected"]}
 

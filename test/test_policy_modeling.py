@@ -314,7 +314,7 @@ def test_noise_draws_encode_once_and_denoise_several(make_policy):
     policy.loss(make_batch(policy.config, 2))
     (noisy, timestep, conditioning), (encoding,) = seen[0], encoded
     assert noisy.shape == (6, 16, 7)
-    assert torch.equal(conditioning, encoding[[0, 0, 0, 1, 1, 1]])
+    assert torch.equal(conditioning, encoding)
     assert len(set(timestep.tolist())) == 6
     assert not torch.equal(noisy[0], noisy[1])
 
@@ -547,9 +547,9 @@ def test_training_drops_the_instruction_of_a_share_of_the_samples(make_policy):
     seen = []
     policy.noise_predictor.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2][:, -128:]))
     policy.train().loss(batch).backward()
-    dropped = (seen[0] == policy.observation_encoder.null_text).all(dim=1).view(-1, 2)  # noise_draws
-    assert torch.equal(dropped[:, 0], dropped[:, 1])
-    assert 0.18 < dropped[:, 0].float().mean() < 0.32  # +- 3 standard deviations
+    dropped = (seen[0] == policy.observation_encoder.null_text).all(dim=1)
+    assert len(dropped) == 400  # for all noise_draws of a sample at once
+    assert 0.18 < dropped.float().mean() < 0.32  # +- 3 standard deviations
     assert policy.observation_encoder.null_text.grad.abs().sum() > 0
     policy.eval().loss(batch)
     assert not (seen[1] == policy.observation_encoder.null_text).all(dim=1).any()

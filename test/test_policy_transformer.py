@@ -71,3 +71,24 @@ def test_gradients_reach_both_parts_of_the_modulation():
     weight = transformer.transformer_blocks[0].adaLN_modulation[1].weight
     assert (weight.grad.abs().amax(dim=0) > 0).all()
     assert (conditioning.grad.abs() > 0).all()
+
+
+@pytest.mark.parametrize("of_steps", [False, True])
+def test_chunks_that_share_a_conditioning_are_as_if_each_had_it(of_steps):
+    """Outputs and every gradient, the conditioning's among them."""
+    transformer = make()
+    x, timestep = torch.randn(6, 8, 5), 100 * torch.rand(6, 8)
+    timestep = timestep if of_steps else timestep[:, 0]
+    found = []
+    for repeated in (True, False):
+        transformer.zero_grad()
+        torch.manual_seed(1)
+        conditioning = torch.randn(2, 23, requires_grad=True)
+        given = conditioning.repeat_interleave(3, dim=0) if repeated else conditioning
+        output = transformer(x, timestep, given)
+        output.square().mean().backward()
+        found.append([output.detach(), conditioning.grad, *(p.grad.clone() for p in transformer.parameters())])
+    for expected, actual in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+    assert found[0][0].std() > 0.01
+    assert found[0][1].abs().max() > 1e-3

@@ -119,7 +119,7 @@ class MultitaskDiTPolicy(nn.Module):
         repeats = config.objective.noise_draws
         if repeats > 1:
             draws = draws.repeated(repeats)
-            conditioning, actions = (x.repeat_interleave(repeats, dim=0) for x in (conditioning, actions))
+            actions = actions.repeat_interleave(repeats, dim=0)
             ignored = None if ignored is None else ignored.repeat_interleave(repeats, dim=0)
         drawn = self.objective.draw_timesteps(len(actions), actions.device, draws)
         noisy, target = self.objective.corrupt(actions, draws.normal(tuple(actions.shape), actions.device), drawn)

@@ -104,7 +104,7 @@ class TransformerBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), modulation)
 
     def forward(self, x: Tensor, time: Tensor, conditioning: Tensor) -> Tensor:
-        """x (B, T, hidden), time (B, 1 or T, time_dim), conditioning (B, 1, C) -> (B, T, hidden)."""
+        """x (B, T, hidden), time (B, 1 or T, time_dim), conditioning (B / k, 1, C) -> (B, T, hidden)."""
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(time, conditioning).chunk(
             6, dim=-1
         )
@@ -112,14 +112,15 @@ class TransformerBlock(nn.Module):
         return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
 
     def modulation(self, time: Tensor, conditioning: Tensor) -> Tensor:
-        """adaLN's output, (B, 1 or T, 6 * hidden), for time (B, 1 or T, time_dim) and conditioning (B, 1, C)."""
-        if time.shape[1] == 1:
+        """adaLN's output, (B, 1 or T, 6 * hidden), for time (B, 1 or T, time_dim) and conditioning (B / k, 1, C)."""
+        if time.shape[:2] == conditioning.shape[:2]:
             return self.adaLN_modulation(torch.cat([time, conditioning], dim=-1))
         # The layer is linear in silu(time) and silu(conditioning), and the second, most of its columns, is the
-        # same for all steps: one row of it is enough.
+        # same for all steps and all k chunks of an observation: one row of it is enough.
         linear: Any = self.adaLN_modulation[1]
         of_time, of_conditioning = linear.weight.split([time.shape[-1], conditioning.shape[-1]], dim=1)
-        return F.linear(F.silu(time), of_time) + F.linear(F.silu(conditioning), of_conditioning, linear.bias)
+        part = F.linear(F.silu(conditioning), of_conditioning, linear.bias).unsqueeze(1)
+        return (F.linear(F.silu(time), of_time).unflatten(0, (len(part), -1)) + part).flatten(0, 1)
 
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention over the steps, (B, T, hidden) -> (B, T, hidden)."""
@@ -151,8 +152,9 @@ class DiffusionTransformer(nn.Module):
         self.output_proj = nn.Linear(config.hidden_dim, action_dim)
 
     def forward(self, x: Tensor, timestep: Tensor, conditioning: Tensor) -> Tensor:
-        """x (B, horizon, A) noisy, timestep (B,) or (B, horizon), conditioning (B, C) -> (B, horizon, A).
+        """x (B, horizon, A) noisy, timestep (B,) or (B, horizon), conditioning (B / k, C) -> (B, horizon, A).
 
+        Each row of the conditioning is that of k chunks, which stand together; k is 1 but for `noise_draws`.
         A timestep for each step is for chunks of which some steps are clean (training-time real-time chunking,
         arXiv 2512.05964).
         """

@@ -50,8 +50,8 @@ from dit_policy_training.judging.tuning import (
 
 How = Literal["auto", "simulator", "offline"]
 _CAUTION = (
-    "Offline nothing closes the loop. Few denoising steps come near to the mean of what the policy could do, which has "
-    "a small error even where there are two ways and their mean is none: try the best, and its neighbours, on the robot."
+    "Offline nothing closes the loop, and few denoising steps come near to the mean of what the policy could do, whose "
+    "error is small even where there are two ways and the mean is none: try the best, and others, on the robot."
 )
 
 

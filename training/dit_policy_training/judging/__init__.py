@@ -14,5 +14,5 @@ listening.py       what it attends to: asked again with other words, without a c
 idling.py          where it stands still
 instructions.py    examples and error of each task, how alike the instructions are
 findings.py      what that means in words, and which options change it
-kept_frames.py   the pictures of some moments, decoded once
+some_frames.py   the pictures of some moments, decoded once
 """

@@ -10,10 +10,10 @@ import numpy as np
 from dit_policy_training.data.table import Table
 from dit_policy_training.judging.idling import Idling, idling
 from dit_policy_training.judging.instructions import Pair, Task, closest_pairs, tasks_of
-from dit_policy_training.judging.kept_frames import KeptFrames
 from dit_policy_training.judging.listening import Answer, listen, ways
 from dit_policy_training.judging.opening import Subject
 from dit_policy_training.judging.predictions import standing_still
+from dit_policy_training.judging.some_frames import SomeFrames
 
 Advance = Callable[[int], None]
 
@@ -61,7 +61,7 @@ def diagnose(
     """Measure everything; `advance` is told of every moment that is done, of `amount_of_work` in all."""
     policy, windows, table = subject.policy, subject.windows, subject.table
     start, whole = rows_to_ask(table, seconds, samples)
-    frames = KeptFrames(subject.frames, windows, np.union1d(start, whole), policy)
+    frames = SomeFrames(subject.frames, windows, np.union1d(start, whole), policy)
     ask = {"seed": seed, "batch_size": batch_size, "advance": advance}
     answers, _ = listen(policy, windows, frames, start, **ask)  # type: ignore[arg-type]
     over_all, usual = listen(policy, windows, frames, whole, **ask)  # type: ignore[arg-type]

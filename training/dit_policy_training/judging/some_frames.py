@@ -14,7 +14,7 @@ from dit_policy_training.data.windows import Windows
 BATCH = 64  # rows decoded at a time
 
 
-class KeptFrames:
+class SomeFrames:
     """Frames of the rows that some windows observe, scaled as the policy scales them first, uint8."""
 
     description = "pictures of some moments, kept in memory"

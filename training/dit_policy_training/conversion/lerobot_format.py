@@ -102,7 +102,9 @@ def write_info(root: Path, fps: int, robot_type: str | None, features: Features,
 def write_tasks(root: Path, tasks: Sequence[str]) -> None:
     """meta/tasks.parquet: each task's number is its place."""
     (root / TASKS).parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame({"task_index": range(len(tasks))}, index=pd.Index(tasks, name="task")).to_parquet(root / TASKS)
+    pd.DataFrame({"task_index": range(len(tasks))}, index=pd.Index(tasks, name="task")).to_parquet(
+        root / TASKS, write_page_checksum=True
+    )
 
 
 def write_stats(root: Path, stats: Mapping[str, Stats]) -> None:
@@ -115,7 +117,12 @@ def write_episodes(root: Path, episodes: Sequence[Mapping[str, Any]]) -> None:
     """meta/episodes: a row each, as `episode_row` makes it."""
     path = root / EPISODES.format(chunk_index=0, file_index=0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([dict(episode) for episode in episodes]), path, compression="snappy")
+    pq.write_table(
+        pa.Table.from_pylist([dict(episode) for episode in episodes]),
+        path,
+        compression="snappy",
+        write_page_checksum=True,
+    )
 
 
 def episode_row(

@@ -138,7 +138,9 @@ class _Tables:
             path = self._folder / lerobot.DATA.format(chunk_index=chunk, file_index=file)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("wb")
-            self._writer = pq.ParquetWriter(self._file, self._schema, compression="snappy", use_dictionary=True)
+            self._writer = pq.ParquetWriter(
+                self._file, self._schema, compression="snappy", use_dictionary=True, write_page_checksum=True
+            )
         return divmod(self._number, lerobot.CHUNK_FILES)
 
     def write(self, rows: pa.Table) -> None:

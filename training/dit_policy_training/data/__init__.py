@@ -2,7 +2,8 @@
 
 sources.py       which datasets: folders, the hub, several with weights
 features.py      what a dataset's meta/info.json says of it
-table.py         their rows without the pictures, checked
+rows.py          a dataset's rows without the pictures, checked
+table.py         the rows of all datasets
 windows.py       which rows make a sample
 statistics.py    what a policy normalises with
 order.py         which samples make a batch, as a function of its number alone

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dit_policy_training.data.errors import DatasetError
-from dit_policy_training.data.table import Part, Table, data_files, read_parquet
+from dit_policy_training.data.rows import data_files, read_parquet
+from dit_policy_training.data.table import Part, Table
 
 PTS_TOLERANCE = 0.1  # of a frame's duration
 _DECODED_ON = 8  # frames that are decoded on the way to a later one, rather than seeking a key frame

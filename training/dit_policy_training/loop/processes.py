@@ -1,11 +1,15 @@
 """One process or several: Hugging Face Accelerate, as `accelerate launch` and `torchrun` start it."""
 
+from datetime import timedelta
 from typing import Any
 
 import torch
 
 from dit_policy_ros.policy.checkpoint import usable_device
 from dit_policy_training.loop.options import TrainConfig
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for one that downloads the data, decodes, measures or saves; torch gives it minutes."""
 
 
 def make_accelerator(config: TrainConfig) -> Any:
@@ -14,7 +18,7 @@ def make_accelerator(config: TrainConfig) -> Any:
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedType, GradientAccumulationPlugin
+    from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
     device = usable_device(config.device)
     if not torch.distributed.is_initialized():
@@ -27,7 +31,10 @@ def make_accelerator(config: TrainConfig) -> Any:
         mixed_precision=precision,
         # The trainer counts; what a file of `accelerate config` says would divide the loss.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
     known = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
     if accelerator.distributed_type not in known:

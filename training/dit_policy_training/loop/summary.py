@@ -1,5 +1,6 @@
 """What a run says at its start and its end, in a few lines."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,9 +64,11 @@ def ending(checkpoint: Path, done: str, best: Best | None, dataset: Path | None,
 
 
 def command_to_go_on(checkpoint: Path, processes: int) -> str:
-    """What continues a run, to be typed."""
-    launcher = "python" if processes == 1 else f"accelerate launch --num_processes={processes}"
-    return f"{launcher} -m dit_policy_training.train --checkpoint_path={shlex.quote(str(checkpoint))}"
+    """What continues a run, to be typed; on several machines the launcher is what it was."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    launcher = f"torchrun --nproc_per_node={processes}" if here == processes else "torchrun (as before)"
+    program = "-m dit_policy_training.train"
+    return f"{'python' if processes == 1 else launcher} {program} --checkpoint_path={shlex.quote(str(checkpoint))}"
 
 
 def _count(parameters: int) -> str:

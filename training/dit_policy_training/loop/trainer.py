@@ -447,6 +447,7 @@ class Trainer:
             "steps": f"{self._step} of {self._config.train_steps}",
             "duration": f"{self._seconds() / 60:.1f} minutes on {self._accelerator.device}",
             "loss": f"{np.mean([row['loss'] for row in rows[-5:]]):.4f}" if rows else "not logged yet",
+            "weights": "the last step's" if self._ema is None else "their exponential moving average over the training",
             "torch": torch.__version__,
         }
         measured = [row for row in rows if "validation_action_error" in row]

@@ -33,6 +33,7 @@ from dit_policy_training.judging.opening import (
     Unit,
     checkpoint_in,
     open_subject,
+    robot_of,
     some_of,
 )
 from dit_policy_training.judging.rollouts import in_simulated_time
@@ -156,8 +157,7 @@ def run(config: TuneConfig, console: Console | None = None) -> dict[str, Any]:
 def prepare(config: TuneConfig) -> Study:
     """Load what is needed. Raises ValueError for what cannot be measured."""
     checkpoint = checkpoint_in(config.checkpoint_dir)
-    description = checkpoint / "embodiment.yaml"
-    robot = Embodiment.load(description) if description.is_file() else None
+    robot = robot_of(checkpoint)
     can_simulate = robot is not None and robot.name == SIMULATED_ARM
     if config.how == "simulator" and not can_simulate:
         name = "a robot that is not described" if robot is None else f"'{robot.name}'"

@@ -21,7 +21,9 @@ from judged import toy_checkpoint
 from PIL import Image
 from rich.console import Console
 
+from dit_policy_ros.policy.checkpoint import load_config
 from dit_policy_ros.policy.configuration import ACTION, TASK
+from dit_policy_ros.policy.interop.form import embodiment_form
 from dit_policy_ros.policy.sampling import Sampling
 
 QUIET = Console(quiet=True)
@@ -79,6 +81,8 @@ class TestPredictions:
         assert several.spread()[~several.is_pad].mean() > 1e-3
         other = predict(subject.policy, subject.windows, subject.frames, rows, **(options | {"seed": 2}))
         assert np.abs(other.predicted - every.predicted).max() > 1e-3
+        noise = row_noise(rows[:2], 1, 2, (1, 8, 2))[0].flatten(1)
+        assert torch.corrcoef(noise).fill_diagonal_(0.0).abs().max() < 0.9  # of moments and samples, each its own
 
     def test_what_is_changed_is_what_the_policy_sees_and_not_what_it_is_held_against(self, subject: Subject) -> None:
         rows = np.arange(4)
@@ -153,6 +157,27 @@ def test_a_loop_is_closed_only_where_there_is_a_simulator(checkpoint: Path, data
     with pytest.raises(ValueError, match=r"closed_loop=node is for policies of the simulated arm.* is of 'toy'"):
         run(EvaluateConfig(checkpoint, dataset, output_dir=tmp_path / "out", closed_loop="node"), QUIET)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_robot_that_nobody_has_described_is_measured_in_the_datasets_units(
+    checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """As of a dataset of the hub: no embodiment.yaml there, and with the checkpoint the form that training writes."""
+    folders = (tmp_path / "data", tmp_path / "policy")
+    for folder, source in zip(folders, (dataset, checkpoint), strict=True):
+        folder.mkdir()
+        for path in source.iterdir():
+            if path.name != "embodiment.yaml":
+                (folder / path.name).symlink_to(path)
+    (folders[1] / "embodiment.yaml").write_text(embodiment_form(load_config(checkpoint)))
+    common = {"output_dir": tmp_path / "out", "samples": 2, "sampled_moments": 2, "max_samples": 10}
+    report = run(EvaluateConfig(folders[1], folders[0], **common), QUIET)
+    described = run(EvaluateConfig(checkpoint, dataset, **common), QUIET)
+    assert report["unit"] == {"name": "units", "scale": 1.0}
+    assert report["robot"] is None
+    assert (report["error"], report["by_step"]) == (described["error"], described["by_step"])
+    with pytest.raises(ValueError, match="is of a robot that is not described: leave it out"):
+        run(EvaluateConfig(folders[1], folders[0], closed_loop="simulated_time", **common), QUIET)
 
 
 @pytest.mark.timeout(300)

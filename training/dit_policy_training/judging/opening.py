@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from dit_policy_ros.embodiment import Embodiment
 from dit_policy_ros.policy.checkpoint import load_checkpoint
@@ -82,6 +83,20 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return [checkpoint_in(folder)]
 
 
+def robot_of(checkpoint: Path) -> Embodiment | None:
+    """The robot that a checkpoint describes; None if it has the empty form that training writes for want of one.
+
+    Raises EmbodimentError for a description that is wrong, or half filled in.
+    """
+    description = checkpoint / "embodiment.yaml"
+    if not description.is_file():
+        return None
+    document = yaml.safe_load(description.read_text(encoding="utf-8"))
+    if isinstance(document, dict) and str(document.get("name", "")).startswith("TODO"):
+        return None
+    return Embodiment.load(description)
+
+
 def open_subject(folder: Path, table: Table, device: str, frames: Frames | None = None) -> Subject:
     """Load a checkpoint to hold against a dataset, whose pictures are decoded as they are needed.
 
@@ -89,8 +104,7 @@ def open_subject(folder: Path, table: Table, device: str, frames: Frames | None 
     """
     checkpoint = checkpoint_in(folder)
     policy = load_checkpoint(checkpoint, device)
-    description = checkpoint / "embodiment.yaml"
-    robot = Embodiment.load(description) if description.is_file() else None
+    robot = robot_of(checkpoint)
     if wrong := misfits(policy, robot, table):
         raise ValueError(f"{checkpoint} does not fit the dataset {table.name}:\n  - " + "\n  - ".join(wrong))
     return Subject(checkpoint, policy, table, frames or open_frames(table, cache="off"), robot or table.embodiment)

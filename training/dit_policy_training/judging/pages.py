@@ -206,7 +206,9 @@ def _samples(evaluation: Evaluation, report: Figures) -> str:
         f"Large spread and large error: the policy is unsure there, or knows several ways{relation}. Little spread and "
         "large error: it is sure, and wrong, or the recorded action could not be known from what it sees."
     )
-    widest = np.argsort(moments["spread"])[::-1][:MANY_MODES]
+    # The end of an episode leaves nothing to compare with: of moments with a whole chunk, if there are any.
+    whole = ~evaluation.sampled.is_pad.any(axis=1)
+    widest = np.argsort(np.array(moments["spread"]) + whole * max(moments["spread"]))[::-1][:MANY_MODES]
     fans = "".join(_fan(evaluation, int(place)) for place in widest)
     return (
         f'<h2>Several samples of one moment</h2>{tiles(pairs)}<div class="card"><div class="two"><div>{chart}</div>'

@@ -5,8 +5,9 @@ import torch
 import torchvision.transforms.v2.functional as oracle
 from policy_fixtures import demo_config, make_batch, make_stats, randomize
 from test_policy_encoders import TINY_DINO, TINY_VIT
-from transformers import CLIPVisionConfig
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from dit_policy_ros.policy.checkpoint import ALIGNMENT
 from dit_policy_ros.policy.configuration import (
     ClipVisionConfig,
     ConfigurationError,
@@ -218,3 +219,10 @@ def test_pictures_are_jittered_in_training_only_and_a_samples_steps_alike():
 def test_impossible_jitter_is_refused(changes, message):
     with pytest.raises(ConfigurationError, match=message):
         demo_config("x", observation_encoder=ObservationEncoderConfig(ResNetConfig(**changes), NoTextConfig()))
+
+
+def test_a_backbones_weights_are_aligned_as_a_checkpoints_are(tmp_path):
+    """As mapped from a file they are not, and a run that goes on from its checkpoint would differ in the last bits."""
+    CLIPVisionModel(CLIPVisionConfig(**TINY_VIT)).save_pretrained(tmp_path)
+    vision = ClipVision(ClipVisionConfig(backbone=str(tmp_path)), 8)
+    assert not [name for name, weight in vision.named_parameters() if weight.data_ptr() % ALIGNMENT]

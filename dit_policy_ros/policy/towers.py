@@ -58,6 +58,10 @@ def load_tower(kind: str, name: str, config: dict[str, Any] | None) -> Any:
             ) from error
         if report["missing_keys"]:
             raise ConfigurationError(f"{name!r} lacks weights of {model_class.__name__}: {report['missing_keys']}")
+        # Out of the file's mapping, where they lie anyhow: a product's last bits depend on the alignment of its
+        # operands, and a checkpoint's are aligned. Training goes on from one as if it had not stopped.
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
     # Up to transformers 5.5 CLIP's towers sit in a wrapper that 5.6 removes: without it, tensor names are the
     # same in both.
     return getattr(model, "text_model", getattr(model, "vision_model", model))

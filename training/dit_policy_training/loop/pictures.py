@@ -52,7 +52,7 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     for each in axes:
         each.grid(alpha=0.3, which="both")
         if each.get_legend_handles_labels()[0]:
-            each.legend(loc="upper right", fontsize="small")
+            each.legend(loc="best", fontsize="small", ncols=2)
     _write(figure, path)
 
 

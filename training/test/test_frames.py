@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -101,6 +102,20 @@ def test_an_endless_stream_ends_with_its_generator(table: Table) -> None:
     assert len(children()) == 2 + len(before)
     stream.close()
     assert children() == before
+
+
+@pytest.mark.timeout(300)
+def test_a_process_that_is_killed_is_told(table: Table) -> None:
+    before = children()
+    windows, streamed = Windows(table, 2, 6), open_frames(table, cache="off", num_workers=1)
+    stream = batches(windows, streamed, iter([np.arange(4)] * 1000))
+    next(stream)
+    (worker,) = set(children()) - set(before)
+    os.kill(int(worker), signal.SIGTERM)  # as a scheduler sends to all: to be left to the main process
+    next(stream)
+    os.kill(int(worker), signal.SIGKILL)  # as the system does when memory is short
+    with pytest.raises(DatasetError, match=r"a process that decodes pictures was ended .*--num_workers"):
+        list(stream)
 
 
 def test_scaled_pictures_are_kept_scaled(table: Table, tmp_path: Path) -> None:

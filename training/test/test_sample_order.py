@@ -129,7 +129,9 @@ def test_weights_by_task(table: Table) -> None:
     doubled = share_of(table, weights_of(table, task_weights={BLUE: 2.0}), BLUE)
     assert doubled == pytest.approx(2 * frames[1] / (frames[0] + 2 * frames[1]))
     assert share_of(table, weights_of(table, task_weights={RED: 0.0}), RED) == 0
-    with pytest.raises(DatasetError, match=r"no dataset has: \['push the green block'\]; there are: \['push the"):
+    with pytest.raises(
+        DatasetError, match=r"no dataset has: \['push the green block'\]; there are 2, such as \['push the"
+    ):
         weights_of(table, task_weights={"push the green block": 1.0})
     with pytest.raises(DatasetError, match="must be finite and at least 0"):
         weights_of(table, task_weights={RED: -1.0})
@@ -183,6 +185,11 @@ def test_datasets_have_their_share_of_the_samples(table: Table) -> None:
         shares = [weights[part.first : part.first + part.rows].sum() / weights.sum() for part in mixed.parts]
         assert shares == pytest.approx([1 / 8, 2 / 8, 5 / 8])
     assert weights_of(parts_of(table, 0.0, 0.0, 0.0)).tolist() == [1.0] * len(table)
+    among = np.setdiff1d(np.arange(len(table)), [0, 1, 2, 30, len(table) - 1])
+    weights = weights_of(mixed, among=among)
+    assert np.flatnonzero(weights == 0).tolist() == [0, 1, 2, 30, len(table) - 1]
+    shares = [weights[part.first : part.first + part.rows].sum() / weights.sum() for part in mixed.parts]
+    assert shares == pytest.approx([1 / 8, 2 / 8, 5 / 8])
     with pytest.raises(DatasetError, match="weight above 0, or none of them; got part0: 1, part1: 0, part2: 1"):
         weights_of(parts_of(table, 1.0, 0.0, 1.0))
     with pytest.raises(DatasetError, match="no frame of part1 is left"):
@@ -228,4 +235,8 @@ def test_held_out_episodes_need_enough_episodes(table: Table) -> None:
     assert [len(rows) for rows in split_episodes(made_of(table, {"a": 10}), 0.05, seed=0)] == [36, 4]
     single = made_of(table, {str(task): 1 for task in range(12)})
     assert [len(rows) for rows in split_episodes(single, 0.05, seed=0)] == [44, 4]
+    alone = made_of(table, {str(task): 1 for task in range(100)} | {"twice": 2})
+    held_out = split_episodes(alone, 0.05, seed=0)[1]
+    assert len(held_out) == 4 * 5
+    assert np.sum(alone.task_index[held_out] == 100) == 4  # the one that leaves another of its task
     assert len(split_episodes(made_of(table, {"a": 10}), 1.0, seed=0)[0]) == 4  # never all of a task

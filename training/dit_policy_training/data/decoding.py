@@ -3,14 +3,15 @@
 Threads, not processes: libav, libswscale and torch let go of Python's lock while they work, and nothing has to be sent.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from itertools import pairwise
-from threading import Event
+from threading import Event, Lock
 
 import numpy as np
 import torch
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from dit_policy_training.data.videos import Shelf, open_file
@@ -19,6 +20,7 @@ Resize = Mapping[str, Callable[[Tensor], Tensor]]
 """By feature key, what a policy does first with float pictures (N, 3, H, W) in [0, 1]."""
 
 _JOB = 2000  # pictures that a thread decodes from one opening of a file
+_A_MINUTE = 60.0
 _TOGETHER = 4  # pictures that are scaled and handed over at once: as floats they are large
 
 
@@ -47,6 +49,7 @@ def decode(
     Raises DatasetError for a picture that cannot be had, and what `keep` raises; the rest is then left.
     """
     job = progress.add_task("decoding", total=len(shelf), note=shelf.key) if progress else None
+    told = _Lines(progress, job)
     threads = 0 if num_workers < 2 else 1  # of each decoder: 0 lets it take all cores
     stop = Event()
 
@@ -57,6 +60,7 @@ def decode(
             keep(some, resized(torch.from_numpy(pictures), shelf.key, resize).numpy())
             if progress and job is not None:
                 progress.update(job, advance=len(some))
+                told.tell()
 
     with ThreadPoolExecutor(max(num_workers, 1), thread_name_prefix="decoding") as pool:
         try:
@@ -68,6 +72,24 @@ def decode(
             pool.shutdown(cancel_futures=True)
     if progress and job is not None:
         progress.remove_task(job)
+
+
+class _Lines:
+    """A line a minute where there is no terminal for a bar, as under nohup or Slurm."""
+
+    def __init__(self, progress: Progress | None, job: TaskID | None):
+        self._progress, self._job, self._due, self._lock = progress, job, time.monotonic() + _A_MINUTE, Lock()
+
+    def tell(self) -> None:
+        if self._progress is None or self._job is None or not self._progress.disable:
+            return
+        with self._lock:
+            if time.monotonic() < self._due:
+                return
+            self._due = time.monotonic() + _A_MINUTE
+        task = next(task for task in self._progress.tasks if task.id == self._job)
+        line = f"decoding {task.fields['note']}: {int(task.completed)} of {int(task.total or 0)} pictures"
+        self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _jobs(shelf: Shelf) -> Iterator[tuple[int, np.ndarray]]:

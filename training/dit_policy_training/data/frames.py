@@ -133,9 +133,12 @@ def _available_memory() -> float:
     with suppress(OSError, ValueError, StopIteration, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         found = [1024.0 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])]
-    with suppress(OSError, ValueError):  # a container's limit, if it has one
+    with suppress(OSError, ValueError, KeyError):  # a container's limit, if it has one; the disk's cache gives way
         group = Path("/sys/fs/cgroup")
-        found.append(float((group / "memory.max").read_text()) - float((group / "memory.current").read_text()))
+        counted = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        given_way = float(counted["inactive_file"]) + float(counted["active_file"])
+        used = float((group / "memory.current").read_text()) - given_way
+        found.append(float((group / "memory.max").read_text()) - used)
     return min(found)
 
 

@@ -1,6 +1,7 @@
 """Which samples make a batch: functions of the batch's number alone, so that a run can go on anywhere."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from dit_policy_training.data.windows import Windows
 _FEWEST_EPISODES = 10  # to hold any out
 _FEWEST_OF_A_TASK = 5  # of which one is held out: less would cost the task too much
 _ROWS = 65536  # taken at a time
+_TOLD = 10  # instructions that a message names
 
 
 class SampleOrder:
@@ -79,13 +81,18 @@ def row_weights(
     idle_motion: float,
     n_action_steps: int,
     drop_n_last_frames: int,
+    among: np.ndarray | None = None,
 ) -> np.ndarray:
     """How often each row (N,) is drawn, relative to the others; all 1 where nothing is asked for.
 
-    In this order: an episode's last frames weigh 0, idle frames `idle_weight`; with `balance_tasks` every task weighs
-    the same in all; tasks are multiplied by their weight; each dataset weighs its share. Raises DatasetError.
+    `among`, if given, are the rows that may be drawn; others weigh 0. In this order: an episode's last frames weigh 0,
+    idle frames `idle_weight`; with `balance_tasks` every task weighs the same in all; tasks are multiplied by their
+    weight; each dataset weighs its share. Raises DatasetError.
     """
     weights = np.ones(len(table))
+    if among is not None:
+        weights = np.zeros(len(table))
+        weights[among] = 1.0
     if drop_n_last_frames:
         weights[table.episode_end - np.arange(len(table)) <= drop_n_last_frames] = 0.0
     if idle_weight != 1:
@@ -124,8 +131,12 @@ def _balanced(weights: np.ndarray, task_index: np.ndarray) -> np.ndarray:
 
 
 def _by_task(table: Table, task_weights: Mapping[str, float]) -> np.ndarray:
-    if unknown := [task for task in task_weights if task not in table.tasks]:
-        raise DatasetError(f"task_weights names instructions that no dataset has: {unknown}; there are: {table.tasks}")
+    known = set(table.tasks)
+    if unknown := [task for task in task_weights if task not in known]:
+        there = get_close_matches(unknown[0], table.tasks, _TOLD, cutoff=0.0) if len(known) > _TOLD else table.tasks
+        raise DatasetError(
+            f"task_weights names instructions that no dataset has: {unknown}; there are {len(known)}, such as {there}"
+        )
     if wrong := {task: weight for task, weight in task_weights.items() if not 0 <= weight < np.inf}:
         raise DatasetError(f"task_weights must be finite and at least 0, got {wrong}")
     return np.array([task_weights.get(task, 1.0) for task in table.tasks])
@@ -149,21 +160,26 @@ def is_idle(windows: Windows, n_action_steps: int, idle_motion: float) -> np.nda
 def split_episodes(table: Table, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows to train on and those held out, whole episodes each, in order.
 
-    Of each task round(share x its episodes) are held out, at least one where it has five; if that gives none, one
-    episode of all. None are held out of fewer than ten episodes, or with share 0.
+    Of each task round(share x its episodes) are held out, at least one where it has five, never all; if that is less
+    than the share of all episodes, as with an instruction for each, more of any. None are held out of fewer than ten
+    episodes, or with share 0.
     """
     starts = table.episode_starts
     if share <= 0 or len(starts) < _FEWEST_EPISODES:
         return np.arange(len(table)), np.arange(0)
     generator = np.random.default_rng((seed, len(starts)))
-    held_out: list[int] = []
     task_of = table.task_index[starts]
-    for task in np.unique(task_of):
-        episodes = starts[task_of == task]
-        least = 1 if len(episodes) >= _FEWEST_OF_A_TASK else 0
-        count = min(max(round(share * len(episodes)), least), len(episodes) - 1)
-        held_out += generator.choice(episodes, count, replace=False).tolist()
-    if not held_out:
-        held_out = [int(generator.choice(starts))]
-    is_held_out = np.isin(table.episode_start, held_out)
-    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+    mixed = generator.permutation(len(starts))
+    mixed = mixed[np.argsort(task_of[mixed], kind="stable")]  # by task, within each in any order
+    _, firsts, counts = np.unique(task_of[mixed], return_index=True, return_counts=True)
+    rank = np.arange(len(mixed)) - np.repeat(firsts, counts)
+    least = (counts >= _FEWEST_OF_A_TASK).astype(int)
+    wanted = np.minimum(np.maximum(np.round(share * counts).astype(int), least), counts - 1)
+    is_held_out = rank < np.repeat(wanted, counts)
+    if (missing := max(round(share * len(starts)), 1) - is_held_out.sum()) > 0:
+        # Of tasks that keep one first; of the only episodes of their task where there are no others.
+        left = np.flatnonzero(~is_held_out)
+        left = left[np.lexsort((generator.random(len(left)), rank[left] == np.repeat(counts - 1, counts)[left]))]
+        is_held_out[left[: min(missing, len(left) - 1)]] = True
+    rows = np.isin(table.episode_start, starts[mixed[is_held_out]])
+    return np.flatnonzero(~rows), np.flatnonzero(rows)

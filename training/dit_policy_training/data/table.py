@@ -116,7 +116,8 @@ def load_tables(sources: Sequence[ResolvedSource], embodiment: Path | None = Non
         Part(source.root, source.name, int(first), len(one.action), source.weight, each)
         for source, (_, each), one, first in zip(sources, every, loaded, firsts, strict=True)
     )
-    numbers = [np.array([tasks.index(task) for task in one.tasks], dtype=np.int64) for one in loaded]
+    places = {task: place for place, task in enumerate(tasks)}
+    numbers = [np.array([places[task] for task in one.tasks], dtype=np.int64) for one in loaded]
     starts = [one.episode_start + first for one, first in zip(loaded, firsts, strict=True)]
     ends = [one.episode_end + first for one, first in zip(loaded, firsts, strict=True)]
     table = Table(

@@ -225,6 +225,7 @@ class Trainer:
             idle_motion=config.idle_motion,
             n_action_steps=config.policy.n_action_steps,
             drop_n_last_frames=config.drop_n_last_frames,
+            among=self._rows,
         )
         return SampleOrder(self._rows, weights[self._rows], config.batch_size * self._processes, config.seed)
 

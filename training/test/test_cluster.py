@@ -59,7 +59,7 @@ def test_the_scripts_are_bash(script: str) -> None:
     subprocess.run(["bash", "-n", CLUSTER / script], check=True)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_slurm_job_saves_at_its_signal_and_is_queued_again_and_torchrun_goes_on(
     environment: dict[str, str], config: TrainConfig
 ) -> None:

@@ -4,8 +4,9 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import huggingface_hub
@@ -17,7 +18,12 @@ from dit_policy_training.data.frames import gather, open_frames
 from dit_policy_training.data.sources import DatasetSource, ResolvedSource, resolve
 from dit_policy_training.data.table import load_table, load_tables
 from dit_policy_training.data.windows import Windows
+from dit_policy_training.loop.options import TrainConfig
+from dit_policy_training.loop.trainer import Trainer
 from huggingface_hub.utils._http import default_client_factory
+from small_run import QUIET, rows_of
+
+from dit_policy_ros.policy.checkpoint import load_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -256,3 +262,20 @@ def test_offline_with_an_empty_cache_is_told(cache: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DatasetError, match="HF_HUB_OFFLINE"):
         resolve(CHOICE)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_on_several_datasets_without_an_embodiment(config: TrainConfig, dataset: Path, tmp_path: Path) -> None:
+    """From a file, from memory and decoded on the way: the same samples; of the pictures, only the rounding differs."""
+    bare = shutil.copytree(dataset, tmp_path / "bare")
+    (bare / "embodiment.yaml").unlink()
+    sources = [DatasetSource(bare, weight=1.0), DatasetSource(shutil.copytree(bare, tmp_path / "two"), weight=3.0)]
+    losses = []
+    for cache in ("memory", "disk", "off"):
+        options: dict[str, Any] = {"dataset_path": None, "datasets": sources, "cache": cache, "num_workers": 1}
+        run = replace(config, **options, output_dir=tmp_path / cache, train_steps=4, log_freq=1)
+        folder = Trainer(run, QUIET).train()
+        losses.append([row["loss"] for row in rows_of(run.output_dir)])
+    assert losses[0] == losses[1]
+    assert losses[2] == pytest.approx(losses[0], rel=1e-2)
+    assert load_checkpoint(folder).config.tasks == ["push the red block", "push the blue block"]

@@ -100,7 +100,7 @@ def test_a_lerobot_folder_acts_as_it_does_in_lerobot(clip, tmp_path, separate, f
 def native_policy(clip, constant_dimension=None, **changes):
     """A policy of ours that LeRobot can express; one dimension of state and action may never have moved from 0.25."""
     vision = ClipVisionConfig(
-        resize_shape=(36, 36), resize_mode="stretch", crop_shape=(32, 32), backbone=str(clip), random_shift=2
+        resize_shape=(36, 36), resize_mode="stretch", crop_shape=(32, 32), backbone=str(clip), random_shift=2, hue=0.1
     )
     settings = {
         "horizon": 8,
@@ -143,7 +143,9 @@ VARIANTS = {
 def test_lerobot_loads_the_export_and_the_way_back_is_exact(clip, tmp_path, changes):
     policy = native_policy(clip, **changes)
     save_checkpoint(tmp_path / "native", policy, EMBODIMENT, "# Card\n")
-    to_lerobot(tmp_path / "native", tmp_path / "lerobot")
+    summary = to_lerobot(tmp_path / "native", tmp_path / "lerobot")
+    (of_training,) = [note for note in summary.notes if "of no effect on actions" in note]
+    assert "vision.random_shift, vision.hue" in of_training
 
     other, processors = loaded_by_lerobot(tmp_path / "lerobot")
     observations = make_observations(other.config)

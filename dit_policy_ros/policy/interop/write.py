@@ -79,6 +79,7 @@ def _export_notes(config: PolicyConfig, clip: str) -> list[str]:
         "tasks": bool(config.tasks),
         "state_noise": config.state_noise > 0,
         "vision.random_shift": vision.random_shift > 0,
+        **{f"vision.{name}": getattr(vision, name) > 0 for name in ("brightness", "contrast", "saturation", "hue")},
         "objective.noise_draws": objective.noise_draws > 1,
     }
     notes = [f"LeRobot takes CLIP and its tokenizer from {clip}; if the folder moves, change both names in config.json"]

@@ -45,7 +45,7 @@ bench-memory: setup ## what training takes of a GPU's memory, by preset (counted
 bench-listening: setup ## what cures a policy that does not listen, on the demo's task (after demo-train; an hour)
 	@tools/run.sh python test/bench_listening.py
 
-bench-train: setup ## our trainer against lerobot-train, in turns (half an hour; ARGS=--quick: a trial; --device=cuda)
+bench-train: setup ## our trainer against lerobot-train, in turns (a quarter of an hour; ARGS=--quick: a trial, --device=cuda: a GPU)
 	@tools/run.sh python test/bench_train.py $(ARGS)
 
 test: setup ## run the tests (ARGS=... are passed to pytest; ROS=jazzy: those that ROS touches, on Jazzy)

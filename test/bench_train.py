@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from bench_report import Row, figure_row, publish, ratio_row
+from bench_report import Row, figure_row, publish, ratio_row, write
 from bench_train_loops import Block
 
 ROOT = Path(__file__).parents[1]
@@ -445,14 +445,17 @@ def main(arguments: list[str] | None = None) -> int:
     if options.only:
         sizes = [size for size in sizes if size.demo == (options.only == "demo")]
     started = time.perf_counter()
-    rows = [row for size in sizes for row in measure(size, ROOT / WORK, options.device, options.amp)]
     part = "train" + ("-quick" if options.quick else "") + ("" if options.device == "cpu" else "-cuda")
-    print(f"measured in {(time.perf_counter() - started) / 60:.1f} minutes")
     device = None
     if options.device != "cpu":
         import torch
 
         device = torch.cuda.get_device_name()
+    rows: list[Row] = []
+    for size in sizes:
+        rows += measure(size, ROOT / WORK, options.device, options.amp)
+        write(part, rows, device=device)  # what is measured stays, whatever becomes of the next
+    print(f"measured in {(time.perf_counter() - started) / 60:.1f} minutes")
     return publish(part, rows, device=device)
 
 

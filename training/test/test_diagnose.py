@@ -23,7 +23,7 @@ from dit_policy_training.judging.diagnosis import Diagnosis, amount_of_work, dia
 from dit_policy_training.judging.findings import Finding, findings
 from dit_policy_training.judging.idling import idling
 from dit_policy_training.judging.instructions import closest_pairs
-from dit_policy_training.judging.listening import AS_RECORDED, NO_STATE, OTHER_NOISE
+from dit_policy_training.judging.listening import AS_RECORDED, NO_STATE, OTHER_NOISE, listen
 from dit_policy_training.judging.opening import Subject
 from dit_policy_training.judging.predictions import Predictions
 from dit_policy_training.loop.policies import new_policy
@@ -194,6 +194,19 @@ def test_what_is_wrong_with_a_policy_is_found(sound: Subject, kind: str) -> None
         assert "instruction_dropout" in finding.advice
     if kind == "idles":
         assert (diagnosis.idling.predicted, diagnosis.idling.recorded, diagnosis.idling.stuck) == (1, 0, 1)
+
+
+def test_relative_actions_do_not_pass_for_a_felt_state(sound: Subject, table: Table) -> None:
+    """They are relative to the state whatever the policy makes of it: what counts is how far the robot is to go."""
+    windows = Windows(table, 1, 4)
+    policy = new_policy(replace(sound.policy.config, action_mode="relative"), windows).eval()
+    with torch.no_grad():
+        torch.nn.init.normal_(policy.noise_predictor.output_proj.weight, std=0.1)
+        numb(policy)
+    answers, _ = listen(policy, windows, sound.frames, np.arange(0, len(table), 20))
+    (without,) = [answer for answer in answers if answer.asked == NO_STATE]
+    assert without.change == pytest.approx(0, abs=1e-6)
+    assert without.error == pytest.approx(answers[0].error, abs=1e-6)
 
 
 def test_wrong_labels_are_found(sound: Subject, table: Table) -> None:

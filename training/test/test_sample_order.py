@@ -75,12 +75,15 @@ def test_with_weights_every_row_comes_floor_or_ceiling_of_its_share_an_epoch() -
 def test_whole_shares_are_met_exactly() -> None:
     weights = np.array([0.1] * 30 + [0.3] * 30)  # of 60 samples: half a one each, and one and a half
     ones = np.array([0.7] * 60)
+    whole = np.array([0.1] * 30 + [0.3] * 3 + [0.0] * 6 + [0.1])  # of 40 samples: one and three each, up to rounding
     doubles = np.array([0.2] * 20 + [0.1] * 20)  # 1.333 and 0.667: 26.7 and 13.3 in all
     for index in range(30):
         counts = np.bincount(SampleOrder(np.arange(60), weights, 60, seed=index).at(0), minlength=60)
         assert counts[:30].sum() == 15
         assert counts[30:].sum() == 45
         assert np.bincount(SampleOrder(np.arange(60), ones, 60, seed=index).at(0)).tolist() == [1] * 60
+        drawn = SampleOrder(np.arange(40), whole, 40, seed=index).at(0)
+        assert np.bincount(drawn).tolist() == [1] * 30 + [3] * 3 + [0] * 6 + [1]
         drawn = SampleOrder(np.arange(40), doubles, 40, seed=index).at(0)
         assert (drawn < 20).sum() in (26, 27)
 

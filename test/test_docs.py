@@ -1,14 +1,18 @@
 """What the documents show to type works as shown."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 from dit_policy_training import cli
 from dit_policy_training.conversion.layout import Layout
 from dit_policy_training.conversion.options import ConvertConfig, DepthCamera, Source
+from dit_policy_training.data.sources import DatasetSource
+from dit_policy_training.loop.options import TrainConfig
 from dit_policy_training.option_table import markdown_table
 
 from dit_policy_ros.embodiment import Embodiment
+from dit_policy_ros.policy.configuration import ObjectiveConfig, TextConfig, VisionConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,3 +67,25 @@ def test_the_converters_document_explains_every_warning_of_a_report():
     rows = re.findall(r"^\| ([a-z, ]+) \| ", document, re.MULTILINE)
     told = {kind for row in rows for kind in (row, *row.split(", "), *(f"{part} camera" for part in row.split(", ")))}
     assert kinds <= told, f"docs/convert.md says nothing of {sorted(kinds - told)}"
+
+
+def test_the_trainings_document_lists_its_options_as_they_are():
+    document = (ROOT / "docs/train.md").read_text()
+    tables = [markdown_table(TrainConfig, "--"), markdown_table(DatasetSource)]
+    for group, name in (
+        (VisionConfig, "observation_encoder.vision"),
+        (TextConfig, "observation_encoder.text"),
+        (ObjectiveConfig, "objective"),
+    ):
+        kinds = [group.get_choice_class(choice) for choice in group.get_known_choices()]
+        tables += [markdown_table(kind, f"--policy.{name}.") for kind in kinds if fields(kind)]
+    for table in tables:
+        assert table in document, f"paste markdown_table() of option_table.py into docs/train.md:\n{table}"
+
+
+def test_the_trainings_document_says_what_to_do_about_every_finding():
+    document = (ROOT / "docs/train.md").read_text()
+    source = (ROOT / "training/dit_policy_training/judging/findings.py").read_text()
+    kinds = re.findall(r'Finding\(\s*"([a-z_]+)"', source)
+    assert len(kinds) > 12
+    assert not [kind for kind in kinds if f"`{kind}`" not in document]

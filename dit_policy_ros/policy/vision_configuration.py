@@ -84,7 +84,10 @@ class VisionConfig(draccus.ChoiceRegistry):
     def input_problems(self, image_shape: tuple[int, int], camera: str) -> list[str]:
         """What a camera's pictures of (H, W) contradict here, a sentence each."""
         if self.crop_shape and not self.resize_shape and exceeds(self.crop_shape, image_shape):
-            return [f"vision.crop_shape {self.crop_shape} does not fit into {camera} of {image_shape}"]
+            return [
+                f"vision.crop_shape {self.crop_shape} does not fit into {camera} of {image_shape}; set a smaller "
+                "vision.crop_shape, or vision.resize_shape to scale the pictures first"
+            ]
         return []
 
 

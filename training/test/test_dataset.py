@@ -221,7 +221,9 @@ def test_pictures_smaller_than_the_crop_name_the_options(config: TrainConfig) ->
     """As a user of train meets them."""
     vision = replace(config.policy.observation_encoder.vision, resize_shape=None, crop_shape=(64, 64))
     encoder = replace(config.policy.observation_encoder, vision=vision)
-    with pytest.raises(ValueError, match=r"vision\.crop_shape \(64, 64\) does not fit into .*side of \(32, 48\); set a smaller"):
+    with pytest.raises(
+        ValueError, match=r"vision\.crop_shape \(64, 64\) does not fit into .*side of \(32, 48\); set a smaller"
+    ):
         Trainer(replace(config, policy=replace(config.policy, observation_encoder=encoder)), QUIET)
 
 

@@ -97,8 +97,6 @@ def run_ours(gate: Gate) -> None:
         return frames
 
     Trainer._train_step, Trainer._open_frames = gated_step, timed_open  # type: ignore[method-assign]
-    if torch.cuda.is_available():  # as lerobot-train has them
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = True
     raise SystemExit(train.main())
 
 

@@ -23,8 +23,11 @@ def make_accelerator(config: TrainConfig) -> Any:
     device = usable_device(config.device)
     if not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run in this process
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
+    if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)
+        # Products of ten bits' mantissa, some times faster and fine for training; the fastest of the convolutions.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = True
     precision = {"bfloat16": "bf16", "float16": "fp16"}[config.amp_dtype] if config.use_amp else "no"
     accelerator = Accelerator(
         cpu=device.type == "cpu",

@@ -166,3 +166,23 @@ def test_float16_on_a_cpu_is_refused(config: TrainConfig) -> None:
     with pytest.raises(ValueError, match="amp_dtype float16 is for GPUs; a CPU has bfloat16"):
         Trainer(replace(config, use_amp=True, amp_dtype="float16"), QUIET)
     assert not Path(config.output_dir).exists()
+
+
+@pytest.mark.parametrize("bad", ["loss", "norm"])
+def test_weights_that_are_lost_are_told_before_they_are_saved(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    """A checkpoint may come before the row that tells the loss; a gradient may be lost where the loss is not."""
+    step = Trainer._train_step
+
+    def lost(self: Trainer, ready: Prefetched) -> Any:
+        (loss, norm), stops = step(self, ready)
+        if self._step == 7:
+            loss, norm = (loss * float("nan"), norm) if bad == "loss" else (loss, norm * float("inf"))
+        return torch.stack([loss, norm]), stops
+
+    monkeypatch.setattr(Trainer, "_train_step", lost)
+    named = {"loss": "the loss is nan at step 7", "norm": "the gradient is inf at step 7"}[bad]
+    with pytest.raises(ValueError, match=rf"{named}: lower optimizer\.lr .*checkpoints/last, of step 4"):
+        Trainer(replace(config, train_steps=20, save_freq=4, log_freq=100), QUIET).train()
+    assert (config.output_dir / "checkpoints" / "last").resolve().name == "000004"

@@ -44,19 +44,21 @@ class Checkpoints:
             return
         kept = {self.linked(LAST), self.linked(BEST)}
         older = [step for step in self.steps() if step not in kept]
-        for step in older[: len(older) - self._keep]:
+        for step in older[: max(len(older) - self._keep, 0)]:
             self._remove(step)
 
     def clear(self) -> list[Path]:
         """Remove what a killed run left half-written; returns it."""
         return clear_interrupted(self.folder) if self.folder.is_dir() else []
 
-    def cut(self, step: int) -> None:
-        """Remove the checkpoints after a step: 0 for all."""
+    def cut(self, step: int, best: int | None = None) -> None:
+        """Remove the checkpoints after a step, 0 for all, and set the links: a killed run may not have come to it."""
         for later in self.steps():
             if later > step:
                 self._remove(later)
-        for name in (LAST, BEST):
+        for name, to in ((LAST, step), (BEST, best)):
+            if to is not None and self.place(to).exists():
+                self.link(name, to)
             link = self.folder / name
             if link.is_symlink() and not link.exists():
                 link.unlink()

@@ -91,6 +91,7 @@ class Trainer:
         self._step, self._saved_step, self._seconds_before = 0, 0, 0.0
         self._pending: list[Tensor] = []  # (loss, norm of the gradient) of each step that no row tells yet
         self._best: Best | None = None
+        self._goes_on_here = False
         self._settings = draccus.dump(config)
         if saved is not None:
             self._go_on_from(saved)
@@ -144,8 +145,7 @@ class Trainer:
         if config.overwrite or not there:
             return
         last = self._checkpoints.linked(LAST) or there[-1]
-        own = saved is not None and saved.folder.parent.parent == self._checkpoints.folder.resolve()
-        if not own:
+        if not self._is_own(saved):
             raise ValueError(
                 f"{config.output_dir} holds a run of {last} steps; choose another output_dir or give --overwrite=true. "
                 f"To go on with it: {command_to_go_on(self._checkpoints.folder / LAST, self._processes)}"
@@ -157,11 +157,17 @@ class Trainer:
                 f"comes after step {saved.counters.step}"
             )
 
+    def _is_own(self, saved: SavedState | None) -> bool:
+        """Whether the run goes on where it was, so that what stands in output_dir is of it."""
+        return saved is not None and saved.folder.parent.parent == self._checkpoints.folder.resolve()
+
     def _go_on_from(self, saved: SavedState) -> None:
         counters = saved.counters
+        self._goes_on_here = self._is_own(saved)
         self._step = self._saved_step = counters.step
         self._seconds_before = counters.seconds
-        self._best = counters.best
+        if counters.best and self._goes_on_here and self._checkpoints.place(counters.best.step).exists():
+            self._best = counters.best  # elsewhere it would lead to nothing
         if self._ema is not None:
             self._ema.updates = counters.ema_updates  # its average are the checkpoint's weights
         self._pending = list(saved.restore(self.policy, self._optimizer).to(self._accelerator.device))
@@ -179,7 +185,7 @@ class Trainer:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         for left in self._checkpoints.clear():
             self._console.print(f"removed {left}, which an interrupted run left", highlight=False, soft_wrap=True)
-        self._checkpoints.cut(self._step)
+        self._checkpoints.cut(self._step if self._goes_on_here else 0, self._best.step if self._best else None)
         (config.output_dir / "config.yaml").write_text(self._settings, encoding="utf-8")
 
     def _rows_so_far(self) -> list[dict[str, float]]:
@@ -285,6 +291,8 @@ class Trainer:
                     self._draw_validation()
             stop = self._told_to_stop(stops, log or save)
             if save or stop:
+                if self._pending:
+                    self._figures()  # nothing is saved of a run that is lost
                 self._save(progress)
             if save or validate:
                 self._restart_clock(ready)
@@ -340,13 +348,8 @@ class Trainer:
 
     def _row(self, ready: Prefetched) -> dict[str, float]:
         """The means over the steps since the last row."""
-        loss, norm = np.array(torch.stack(self._pending).tolist()).T
+        loss, norm = self._figures()
         self._pending = []
-        if not np.isfinite(loss).all():
-            raise ValueError(
-                f"the loss is {loss[~np.isfinite(loss)][0]} at step {self._step}: lower optimizer.lr or "
-                f"optimizer.grad_clip; the last sound checkpoint, if any, is {self._checkpoints.folder / LAST}"
-            )
         overflowed = ~np.isfinite(norm)
         seconds = max(time.perf_counter() - self._clock, 1e-9)
         steps_per_s = (self._step - self._clocked_steps) / seconds
@@ -364,6 +367,25 @@ class Trainer:
             row["overflowed_steps"] = int(overflowed.sum())  # float16's, which changed nothing but the loss's factor
         self._restart_clock(ready)
         return row
+
+    def _figures(self) -> tuple[np.ndarray, np.ndarray]:
+        """Losses and norms of the gradient that no row tells yet, (n,) each.
+
+        Raises ValueError if the weights are lost: by a loss that is not finite, or by a gradient where no scaler leaves
+        such a step out.
+        """
+        loss, norm = np.array(torch.stack(self._pending).tolist()).T
+        for name, values in (("loss", loss), ("gradient", norm)):
+            lost = ~np.isfinite(values)
+            if lost.any() and (name == "loss" or self._accelerator.scaler is None):
+                place = int(lost.argmax())
+                kept = self._checkpoints.linked(LAST)
+                sound = f"go on from {self._checkpoints.folder / LAST}, of step {kept}" if kept else "start anew"
+                raise ValueError(
+                    f"the {name} is {values[place]} at step {self._step - len(values) + place + 1}: lower optimizer.lr "
+                    f"or optimizer.grad_clip, and {sound}"
+                )
+        return loss, norm
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._started

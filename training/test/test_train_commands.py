@@ -1,7 +1,7 @@
 """The command line of training, as it is typed: every option that docs/train.md names, in processes of their own."""
 
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from dit_policy_training.loop.trainer import Trainer
 from small_run import QUIET, rows_of
 from transformers import CLIPVisionConfig, CLIPVisionModel, DINOv3ViTConfig, DINOv3ViTModel
 
-from dit_policy_ros.policy.checkpoint import load_checkpoint, load_config
+from dit_policy_ros.policy.checkpoint import CheckpointError, load_checkpoint, load_config
 
 TINY = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
 SMALL = [
@@ -159,6 +159,23 @@ def leaves(group: type, prefix: str = "") -> list[str]:
     return names
 
 
+def test_what_is_no_checkpoint_and_no_yaml_is_told(tmp_path: Path) -> None:
+    last = tmp_path / "run" / "checkpoints" / "last"
+    last.mkdir(parents=True)
+    (last / "config.json").touch()
+    for folder in (tmp_path / "run", last.parent):
+        with pytest.raises(CheckpointError, match=rf"{folder} is a run.* its last is {last}"):
+            with_checkpoint([f"--checkpoint_path={folder}"], tmp_path / "merged.yaml")
+    (tmp_path / "file").touch()
+    for name, said in (("nowhere", "does not exist"), ("file", "is no folder"), (".", r"has no config\.json")):
+        with pytest.raises(CheckpointError, match=rf"{said}; a run's checkpoints are as RUN/checkpoints/last"):
+            with_checkpoint(["--finetune", f"--checkpoint_path={tmp_path / name}"], tmp_path / "merged.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("policy: {horizon: [1,\n")
+    with pytest.raises(ValueError, match=r"(?s)broken\.yaml is not YAML: .*line 2"):
+        with_checkpoint([f"--config={broken}"], tmp_path / "merged.yaml")
+
+
 def test_a_checkpoints_settings_lie_under_those_that_are_given(config: TrainConfig, tmp_path: Path) -> None:
     Trainer(config, QUIET).train()
     last = config.output_dir / "checkpoints" / "last"
@@ -189,3 +206,13 @@ def test_settings_over_settings() -> None:
     base = {"lr": 1, "vision": {"type": "clip", "backbone": "b", "crop": [1, 2]}, "kept": {"a": 1, "b": 2}}
     over = {"lr": 2, "vision": {"type": "resnet", "widths": [8]}, "kept": {"b": 3}}
     assert overlaid(base, over) == {"lr": 2, "vision": {"type": "resnet", "widths": [8]}, "kept": {"a": 1, "b": 3}}
+
+
+def test_what_can_be_known_before_a_picture_is_decoded_is(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="task_weights names instructions that no dataset has"):
+        Trainer(replace(config, task_weights={"polish the moon": 2.0}), QUIET)
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=rf"output_dir {output} cannot be made: {tmp_path / 'file'} is a file"):
+            Trainer(replace(config, output_dir=output), QUIET)
+    assert not config.output_dir.exists()

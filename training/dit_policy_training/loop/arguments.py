@@ -7,10 +7,11 @@ from typing import Any
 import draccus
 import yaml
 
-from dit_policy_ros.policy.checkpoint import load_config
+from dit_policy_ros.policy.checkpoint import CheckpointError, load_config
 from dit_policy_training.loop.state import read_state
 
 _OF_THE_DATASET = ("input_features", "output_features", "tasks", "action_state_indices")  # of a policy's configuration
+_CONFIG = "config.json"  # of a policy's folder
 _CHOICES = ("vision", "text", "objective")
 
 
@@ -19,14 +20,15 @@ def with_checkpoint(arguments: Sequence[str], file: Path) -> list[str]:
 
     A run that goes on has all of its settings, --finetune those of the policy. What --config=FILE says goes before
     them, and before that what the command line says. Without a checkpoint the arguments come back as they are. Raises
-    CheckpointError for a checkpoint that cannot serve.
+    CheckpointError for a checkpoint that cannot serve, ValueError for a file that is not YAML.
     """
     config = given(arguments, "config") or given(arguments, "config_path")
-    content = yaml.safe_load(Path(config).read_text(encoding="utf-8")) if config and Path(config).is_file() else {}
+    content = _read(Path(config)) if config and Path(config).is_file() else {}
     stated: dict[str, Any] = content if isinstance(content, dict) else {}
     checkpoint = given(arguments, "checkpoint_path") or stated.get("checkpoint_path")
     if not checkpoint or "--help" in arguments:
         return list(arguments)
+    _check_is_checkpoint(Path(checkpoint))
     finetune = given(arguments, "finetune") or str(stated.get("finetune", False))
     base = _for_new_run(Path(checkpoint)) if finetune.lower() == "true" else _of_run(Path(checkpoint))
     file.write_text(yaml.safe_dump(overlaid(base, stated), sort_keys=False), encoding="utf-8")
@@ -70,6 +72,25 @@ def _without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
             continue
         kept.append(argument)
     return kept
+
+
+def _read(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {error}") from error
+
+
+def _check_is_checkpoint(folder: Path) -> None:
+    if (folder / _CONFIG).is_file():
+        return
+    for last in (folder / "checkpoints" / "last", folder / "last"):
+        if (last / _CONFIG).is_file():
+            raise CheckpointError(
+                f"checkpoint_path {folder} is a run, of which one checkpoint is needed: its last is {last}"
+            )
+    lacks = f"has no {_CONFIG}" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
+    raise CheckpointError(f"checkpoint_path {folder} {lacks}; a run's checkpoints are as RUN/checkpoints/last")
 
 
 def _of_run(checkpoint: Path) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class Trainer:
         self._notes = []
         if saved is not None:
             self._notes = check_same_run(config, saved, self._samples_per_step, self._table.fingerprint)
+        self._order = self._make_order()
         torch.manual_seed(config.seed)
         self.policy = (
             policy_of_run(start)
@@ -142,6 +143,9 @@ class Trainer:
 
     def _check_output(self, saved: SavedState | None) -> None:
         config, there = self._config, self._checkpoints.steps()
+        for folder in (config.output_dir, *config.output_dir.parents):
+            if folder.exists() and not folder.is_dir():
+                raise ValueError(f"output_dir {config.output_dir} cannot be made: {folder} is a file")
         if config.overwrite or not there:
             return
         last = self._checkpoints.linked(LAST) or there[-1]
@@ -220,7 +224,7 @@ class Trainer:
             progress=progress.rich if self._main else None,
         )
 
-    def _order(self) -> SampleOrder:
+    def _make_order(self) -> SampleOrder:
         config = self._config
         weights = row_weights(
             self._table,
@@ -235,13 +239,13 @@ class Trainer:
         )
         return SampleOrder(self._rows, weights[self._rows], config.batch_size * self._processes, config.seed)
 
-    def _own_rows(self, order: SampleOrder) -> Iterator[np.ndarray]:
+    def _own_rows(self) -> Iterator[np.ndarray]:
         """This process's part of each batch from the next step on."""
         config = self._config
         first = self._accelerator.process_index * config.batch_size
         batch = self._step * config.gradient_accumulation_steps
         while True:
-            yield order.at(batch)[first : first + config.batch_size]
+            yield self._order.at(batch)[first : first + config.batch_size]
             batch += 1
 
     # The loop
@@ -254,14 +258,13 @@ class Trainer:
             progress.say(line)
         frames = self._open_frames(progress)
         progress.say(f"pictures  {frames.description}")
-        order = self._order()
         self._tracker = Tracker(config, config.output_dir, self._rows_so_far(), progress.say) if self._main else None
         self._validation = None
         if len(self._held_out):
             self._validation = Validation(self._table, self._windows, frames, self._held_out, config)
         if self._step == 0:
-            self._draw_samples(gather(self._windows, frames, order.at(0)[: config.batch_size]))
-        ready = Prefetched(batches(self._windows, frames, self._own_rows(order)), device)
+            self._draw_samples(gather(self._windows, frames, self._order.at(0)[: config.batch_size]))
+        ready = Prefetched(batches(self._windows, frames, self._own_rows()), device)
         try:
             with self._interrupts.watched():
                 self._steps(ready, progress)

@@ -121,7 +121,7 @@ def test_a_process_that_is_killed_is_told(table: Table) -> None:
 def test_scaled_pictures_are_kept_scaled(table: Table, tmp_path: Path) -> None:
     plain = all_of(open_frames(table, cache="memory"), len(table))
     expected = plain[SIDE].float().view(len(table), 1, 3, 16, 2, 24, 2).mean((4, 6))
-    for cache in ("memory", "disk"):
+    for cache in ("memory", "disk", "off"):
         opened = open_frames(table, cache=cache, resize=HALF, cache_dir=tmp_path)
         found = all_of(opened, len(table))
         assert found[SIDE].shape == (len(table), 1, 3, 16, 24)

@@ -124,13 +124,12 @@ def test_fine_tuning_starts_from_a_checkpoints_weights(config: TrainConfig) -> N
 
 
 def test_pictures_are_streamed_where_the_cache_does_not_fit(config: TrainConfig) -> None:
-    run = replace(config, cache_limit_gb=0.0, num_workers=0, train_steps=3, log_freq=1)
+    run = replace(config, cache_limit_gb=0.0, cache_disk_limit_gb=0.0, num_workers=0, train_steps=3, log_freq=1)
     Trainer(run, QUIET).train()
     cached = replace(run, cache_limit_gb=1.0, output_dir=config.output_dir.with_name("cached"))
     Trainer(cached, QUIET).train()
     streamed_loss, cached_loss = ([row["loss"] for row in rows_of(r.output_dir)] for r in (run, cached))
-    # Only the rounding of scaled pictures in the cache lies between them.
-    assert streamed_loss == pytest.approx(cached_loss, rel=1e-2)
+    assert streamed_loss == cached_loss  # to the last bit: a run may go on where there is less memory
 
 
 def test_bfloat16(config: TrainConfig) -> None:

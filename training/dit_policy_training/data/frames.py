@@ -70,7 +70,7 @@ def open_frames(
     num_workers: int = 0,
     progress: Progress | None = None,
 ) -> Frames:
-    """The pictures of all rows, scaled by `resize` if they are kept; scaling twice changes nothing.
+    """The pictures of all rows, scaled by `resize`, the same wherever they are kept; scaling twice changes nothing.
 
     Decoded by `num_workers` threads, or as they are needed by as many processes. Raises DatasetError for pictures that
     are missing, damaged or of another size than the dataset says, and where there is no room for them.
@@ -80,7 +80,7 @@ def open_frames(
     if cache == "auto":
         cache = _chosen(table, shelves, resize, cache_limit_gb, cache_disk_limit_gb, cache_dir)
     if cache == "off":
-        return StreamedFrames(table, shelves, num_workers)
+        return StreamedFrames(table, shelves, num_workers, resize)
     kept: dict[str, list[Pictures]] = {}
     for key, each in shelves.items():
         kept[key] = []

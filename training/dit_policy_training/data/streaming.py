@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dit_policy_training.data.decoding import Resize, kept_shape, resized
 from dit_policy_training.data.errors import DatasetError
 from dit_policy_training.data.table import Table
 from dit_policy_training.data.videos import PictureReader, Shelf, VideoReader, open_file
@@ -21,14 +22,14 @@ _AHEAD = 2  # batches that each process has ready
 
 
 class StreamedFrames:
-    """Pictures at their recorded size, (N, 3, H, W) a camera, decoded when they are asked for."""
+    """Pictures decoded when they are asked for, and scaled as those that are kept: a run is the same with either."""
 
-    def __init__(self, table: Table, shelves: dict[str, list[Shelf]], num_workers: int):
+    def __init__(self, table: Table, shelves: dict[str, list[Shelf]], num_workers: int, resize: Resize):
         firsts = np.array([part.first for part in table.parts])
-        self._cameras = {key: _Camera(firsts, each) for key, each in shelves.items()}
+        self._cameras = {key: _Camera(firsts, each, resize) for key, each in shelves.items()}
         self._num_workers = num_workers
         self._one_reads = Lock()  # validation asks while the next batches are made ready
-        self.nbytes = sum(len(table) * int(np.prod(shape)) for shape in table.image_shapes.values())
+        self.nbytes = sum(len(table) * int(np.prod(camera.shape)) for camera in self._cameras.values())
 
     @property
     def description(self) -> str:
@@ -98,24 +99,26 @@ def _leave_signals_to_the_main_process(_: int) -> None:
 class _Camera:
     """One camera's pictures over all datasets of a table; the files read last stay open."""
 
-    def __init__(self, firsts: np.ndarray, shelves: list[Shelf]):
-        self._firsts, self._shelves = firsts, shelves
+    def __init__(self, firsts: np.ndarray, shelves: list[Shelf], resize: Resize):
+        self._firsts, self._shelves, self._resize = firsts, shelves, resize
+        self.shape = kept_shape(shelves[0], resize)
         self._open: OrderedDict[tuple[int, int], VideoReader | PictureReader] = OrderedDict()
 
     def closed(self) -> "_Camera":
-        return _Camera(self._firsts, self._shelves)
+        return _Camera(self._firsts, self._shelves, self._resize)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """(B, n_obs) rows -> (B, n_obs, 3, H, W), each picture decoded once, file by file, in order."""
         wanted, places = np.unique(rows, return_inverse=True)
         parts = np.asarray(np.searchsorted(self._firsts, wanted, side="right")) - 1
         own = wanted - self._firsts[parts]
-        pictures = np.empty((len(wanted), *self._shelves[0].shape), np.uint8)
+        pictures, key = np.empty((len(wanted), *self.shape), np.uint8), self._shelves[0].key
         found = [(int(part), int(self._shelves[part].file[row])) for part, row in zip(parts, own, strict=True)]
         seconds = [self._shelves[part].place[row] for part, row in zip(parts, own, strict=True)]
         for place in sorted(range(len(wanted)), key=lambda i: (found[i], seconds[i])):
             reader = self._reader(*found[place])
-            pictures[place] = reader.read(float(seconds[place]), int(wanted[place])).transpose(2, 0, 1)
+            picture = torch.from_numpy(reader.read(float(seconds[place]), int(wanted[place]))).permute(2, 0, 1)
+            pictures[place] = resized(picture.unsqueeze(0), key, self._resize)[0].numpy()
         return pictures.take(places.reshape(rows.shape), axis=0)
 
     def _reader(self, part: int, file: int) -> VideoReader | PictureReader:

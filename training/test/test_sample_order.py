@@ -91,7 +91,7 @@ def test_whole_shares_are_met_exactly() -> None:
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(DatasetError, match="no frame to train on: every episode is held out"):
         SampleOrder(np.arange(0), None, 4, seed=0)
-    with pytest.raises(DatasetError, match="task_weights or idle_weight leave none"):
+    with pytest.raises(DatasetError, match="task_weights, idle_weight or drop_n_last_frames leave none"):
         SampleOrder(np.arange(3), np.zeros(3), 4, seed=0)
     with pytest.raises(ValueError, match="one for each of 3 rows"):
         SampleOrder(np.arange(3), np.array([1.0, np.nan, 1.0]), 4, seed=0)

@@ -300,3 +300,14 @@ def test_memory_that_ends_is_told_with_what_needs_less(config: TrainConfig, monk
         trainer.train()
     for words in ("batch_size", "gradient_accumulation_steps", "use_amp", "resize_shape", "cache", "--checkpoint_path"):
         assert words in str(told.value)
+
+
+def test_other_weights_of_the_datasets_are_said(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    """They change which samples come: task_weights are said as well."""
+    assert config.dataset_path is not None
+    sources = [DatasetSource(config.dataset_path, weight=weight) for weight in (1.0, 2.0)]
+    config = replace(config, dataset_path=None, datasets=sources, train_steps=2)
+    Trainer(config, QUIET).train()
+    other = [replace(sources[0], weight=5.0), sources[1]]
+    Trainer(going_on(config, train_steps=3, datasets=other)).train()
+    assert "weights of the datasets: [1.0, 2.0] -> [5.0, 2.0]" in capsys.readouterr().out

@@ -14,7 +14,7 @@ _MAY_CHANGE = (  # without a word: no step depends on it
     "dataset_path",  # the fingerprint tells whether it is the same data
     "dataset_repo_id",
     "dataset_revision",
-    "datasets",
+    "datasets",  # but for their weights
     "embodiment",
     "overwrite",
     "checkpoint_path",
@@ -55,6 +55,9 @@ def check_same_run(config: TrainConfig, saved: SavedState, samples_per_step: int
             refused.append(f"{change} ({reason})")
         elif not any(_within(key, name) for name in _MAY_CHANGE):
             notes.append(change + _consequence(key, config))
+    weights = [[source["weight"] for source in each.get("datasets") or []] for each in (before, now)]
+    if all(weights) and weights[0] != weights[1]:
+        notes.append(f"weights of the datasets: {weights[0]} -> {weights[1]}")
     if refused:
         raise ValueError(
             f"{saved.folder.parent} is of a run that differs from this one in what may not change:\n  - "

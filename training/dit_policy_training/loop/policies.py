@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dit_policy_ros.policy.checkpoint import CheckpointError, load_checkpoint, load_config, tokenizer_of
-from dit_policy_ros.policy.configuration import PolicyConfig
+from dit_policy_ros.policy.configuration import Feature, PolicyConfig
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_training.data.statistics import stats
 from dit_policy_training.data.windows import Windows
@@ -38,10 +38,33 @@ def new_policy(config: PolicyConfig, windows: Windows, weights_of: Path | None =
             raise CheckpointError(
                 f"{weights_of} is of another architecture than this run's policy:\n  - "
                 + "\n  - ".join(differences)
-                + "\nLeave out the --policy options (and those of a --config file) that differ: its own are taken then"
+                + "\n"
+                + _advice(load_config(weights_of), config)
             )
         policy.load_state_dict(weights)
     return policy
+
+
+def _advice(theirs: PolicyConfig, ours: PolicyConfig) -> str:
+    """What to do about weights that do not fit: the dataset's part of an architecture is not for an option to mend."""
+    there, here = ({key: _size(feature) for key, feature in _features(each).items()} for each in (theirs, ours))
+    if there != here:
+        told = [
+            f"{key} ({there.get(key, 'none')} there, {here.get(key, 'none')} here)"
+            for key in sorted({*there, *here})
+            if there.get(key) != here.get(key)
+        ]
+        return f"The dataset differs from the checkpoint's in {', '.join(told)}: these weights are for one like that"
+    return "Leave out the --policy options (and those of a --config file) that differ: its own are taken then"
+
+
+def _features(config: PolicyConfig) -> dict[str, Feature]:
+    return {**config.input_features, **config.output_features}
+
+
+def _size(feature: Feature) -> str:
+    """What of a feature the weights depend on: a picture is scaled."""
+    return "a camera" if feature.type == "VISUAL" else f"{feature.shape[0]} numbers"
 
 
 def policy_of_run(checkpoint: Path) -> MultitaskDiTPolicy:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from draccus import ChoiceRegistry
 from draccus.argparsing import ArgumentParser
 from draccus.help_formatter import SimpleHelpFormatter
 from draccus.utils import DraccusException
@@ -97,11 +98,13 @@ def _reasons(error: BaseException | None) -> str:
 def _in_words(error: Exception, given: Sequence[str], config_class: type) -> str:
     """What is expected of the option that draccus could not read; empty if its own words must do."""
     found = re.match(r"`([\w.]+)`", str(error))
-    values = [arg.partition("=")[2] for arg in given if found and arg.startswith(f"--{found[1]}=")]
-    if not found or not values:
-        return ""
-    expected = _expected(found[1], values[-1], _kind(found[1], config_class))
-    return f"--{found[1]} is '{values[-1]}'; expected {expected}" if expected else ""
+    for arg in reversed(given):
+        option, _, value = arg.removeprefix("--").partition("=")
+        kind = _kind(option, config_class)
+        if option == found[1] if found else is_dataclass(kind):  # draccus does not name a group whose type is chosen
+            expected = _expected(option, value, kind)
+            return f"--{option} is '{value}'; expected {expected}" if expected else ""
+    return ""
 
 
 def _expected(option: str, value: str, kind: Any) -> str:
@@ -110,7 +113,13 @@ def _expected(option: str, value: str, kind: Any) -> str:
         kind = optional[0]
     if kind in _NUMBERS:
         return _NUMBERS[kind]
+    if is_dataclass(kind) and not value.startswith("{"):
+        first = "type" if issubclass(kind, ChoiceRegistry) else fields(kind)[0].name
+        return f"its options, each by itself, such as --{option}.{first}={value}"
     parts = get_args(kind)
+    if get_origin(kind) is tuple and not value.startswith(("[", "(")):
+        many = [value] * (1 if parts[-1] is Ellipsis else len(parts))
+        return f"a list, as --{option}='[{', '.join(many)}]'"
     if get_origin(kind) is dict and not value.startswith("{"):
         return f"a value for each name, as --{option}='{{NAME: {_example(parts[1], value)}}}'"
     if get_origin(kind) is list and not value.startswith("["):
@@ -152,5 +161,11 @@ def _texts_quoted(args: Iterable[str], config_class: type) -> Iterator[str]:
 def _kind(option: str, config_class: type) -> Any:
     kind: Any = config_class
     for part in option.split("."):
-        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
+        kind = _field(kind, part) if is_dataclass(kind) else None
     return kind
+
+
+def _field(group: Any, name: str) -> Any:
+    """The type of a group's field; of a group that is a choice, also of a field that only some of its types have."""
+    choices = group.get_known_choices().values() if issubclass(group, ChoiceRegistry) else ()
+    return next((hints[name] for one in (group, *choices) if name in (hints := get_type_hints(one))), None)

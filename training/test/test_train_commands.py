@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from converting import Launcher
+from dit_policy_training import cli
 from dit_policy_training.loop import options
 from dit_policy_training.loop.arguments import given, overlaid, with_checkpoint
 from dit_policy_training.loop.options import TrainConfig
@@ -15,6 +16,7 @@ from small_run import QUIET, rows_of
 from transformers import CLIPVisionConfig, CLIPVisionModel, DINOv3ViTConfig, DINOv3ViTModel
 
 from dit_policy_ros.policy.checkpoint import CheckpointError, load_checkpoint, load_config
+from dit_policy_ros.policy.vision_configuration import ClipVisionConfig
 
 TINY = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
 SMALL = [
@@ -216,3 +218,29 @@ def test_what_can_be_known_before_a_picture_is_decoded_is(config: TrainConfig, t
         with pytest.raises(ValueError, match=rf"output_dir {output} cannot be made: {tmp_path / 'file'} is a file"):
             Trainer(replace(config, output_dir=output), QUIET)
     assert not config.output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        (f"{VISION}.resize_shape=224", f"a list, as {VISION}.resize_shape='[224, 224]'"),
+        (f"{VISION}.brightness=dim", "a number"),
+        ("--policy.objective.denoising_steps=few", "a whole number"),
+        ("--optimizer=adam", "its options, each by itself, such as --optimizer.type=adam"),
+        ("--policy.objective=diffusion", "its options, each by itself, such as --policy.objective.type=diffusion"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told_in_words(
+    argument: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse(TrainConfig, ["--dataset_path=x", "--output_dir=y", argument])
+    option, _, value = argument.partition("=")
+    assert capsys.readouterr().err.startswith(f"error: {option} is '{value}'; expected {expected}\n")
+
+
+def test_a_switch_of_a_chosen_type_stands_by_itself_and_a_text_stays_one() -> None:
+    given = ["--dataset_path=x", "--output_dir=y", f"{VISION}.text_pooling", f"{VISION}.backbone=off"]
+    vision = cli.parse(TrainConfig, given).policy.observation_encoder.vision
+    assert isinstance(vision, ClipVisionConfig)
+    assert (vision.text_pooling, vision.backbone) == (True, "off")

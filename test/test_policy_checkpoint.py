@@ -445,6 +445,27 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(policy, folder, monkeypat
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
 
 
+def test_all_is_on_the_disk_before_the_old_one_goes(policy, folder, monkeypatch):
+    """A power cut loses what was not waited for, but keeps a folder's new name."""
+    waited, renamed = [], []
+    sync, rename = os.fsync, Path.rename
+
+    def synced(descriptor):
+        waited.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def moved(self, to):
+        if self == folder:
+            renamed.extend(waited)
+        return rename(self, to)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", moved)
+    save_checkpoint(folder, policy, EMBODIMENT, "")
+    assert {path.stat().st_ino for path in (folder, *folder.rglob("*"))} <= set(renamed)
+    assert waited[-1] == folder.parent.stat().st_ino
+
+
 def test_configuration_can_be_read_alone(folder):
     (folder / "model.safetensors").unlink()
     assert load_config(folder).tasks == INSTRUCTIONS

@@ -12,8 +12,10 @@ header is compared with it, and only then are the tensors taken, straight to the
 """
 
 import copy
+import errno
 import json
 import mmap
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Set
@@ -341,13 +343,28 @@ def _listed(names: list[str]) -> str:
 
 
 def replace_folder(folder: Path, partial: Path) -> None:
-    """Puts `partial` where `folder` is, by renaming."""
+    """Puts `partial` where `folder` is, by renaming; all of it is on the disk then, so a power cut empties no file."""
+    for path in (*partial.rglob("*"), partial):
+        _to_disk(path)
     old = folder.with_name(f".{folder.name}{OLD}")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
+    _to_disk(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until a file or a folder's entries are on the disk, where the file system knows how to."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -30,7 +30,9 @@ class SampleOrder:
         if weights is not None and (weights.shape != rows.shape or not np.isfinite(weights).all() or weights.min() < 0):
             raise ValueError(f"weights must be finite, at least 0 and one for each of {len(rows)} rows")
         if weights is not None and weights.sum() <= 0:
-            raise DatasetError("there is no frame to train on: task_weights, idle_weight or drop_n_last_frames leave none")
+            raise DatasetError(
+                "there is no frame to train on: task_weights, idle_weight or drop_n_last_frames leave none"
+            )
         self._rows, self._batch_size, self._seed = rows, batch_size, seed
         self._weights = None if weights is None or np.ptp(weights) == 0 else weights.astype(np.float64)
         self._epochs: dict[int, np.ndarray] = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dit_policy_training import cli
 from dit_policy_training.loop.arguments import with_checkpoint
+from dit_policy_training.loop.failures import memory_explained
 from dit_policy_training.loop.options import TrainConfig
 from dit_policy_training.loop.trainer import Trainer
 
@@ -30,7 +31,9 @@ docs/train.md explains the choices.
 
 def train(config: TrainConfig) -> int:
     """A whole run; the exit status is 0 also when a signal ended it, since it is saved."""
-    Trainer(config).train()
+    with memory_explained(config.device):  # the weights alone may be too many
+        trainer = Trainer(config)
+    trainer.train()
     return 0
 
 

@@ -18,9 +18,11 @@ from converting import Launcher
 from dit_policy_training.data.sources import DatasetSource
 from dit_policy_training.loop.options import OptimizerConfig, SchedulerConfig, TrainConfig, ValidationConfig
 from dit_policy_training.loop.trainer import Trainer
+from dit_policy_training.train import train
 from small_run import QUIET, rows_of, small_config
 
 from dit_policy_ros.policy.checkpoint import load_checkpoint
+from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 
 KILLS = int(os.environ.get("TRAIN_KILLS", "3"))  # `make test-kills` takes 10
 LOSSES = ("step", "loss", "lr", "grad_norm")
@@ -300,6 +302,16 @@ def test_memory_that_ends_is_told_with_what_needs_less(config: TrainConfig, monk
         trainer.train()
     for words in ("batch_size", "gradient_accumulation_steps", "use_amp", "resize_shape", "cache", "--checkpoint_path"):
         assert words in str(told.value)
+
+
+def test_memory_too_small_for_the_weights_is_told_too(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(MultitaskDiTPolicy, "to", full)  # stands for a GPU that others use
+    with pytest.raises(ValueError, match=r"memory is exhausted \(CUDA out of memory") as told:
+        train(config)
+    assert "--checkpoint_path" in str(told.value)
 
 
 def test_other_weights_of_the_datasets_are_said(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:

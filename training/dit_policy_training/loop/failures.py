@@ -19,15 +19,23 @@ class OutOfResources(ValueError):
 def explained(device: torch.device, output_dir: Path, checkpoint_bytes: int) -> Iterator[None]:
     """Errors of a full memory or disk inside are told as OutOfResources; all others pass."""
     try:
+        with memory_explained(str(device)):
+            yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise OutOfResources(disk_is_full(output_dir, checkpoint_bytes, error.filename or "")) from error
+
+
+@contextmanager
+def memory_explained(device: str) -> Iterator[None]:
+    """Errors of a full memory inside are told as OutOfResources; all others pass."""
+    try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfResources(_out_of_memory(device, error)) from error
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        raise OutOfResources(disk_is_full(output_dir, checkpoint_bytes, error.filename or "")) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -36,9 +44,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in told)
 
 
-def _out_of_memory(device: torch.device, error: BaseException) -> str:
+def _out_of_memory(device: str, error: BaseException) -> str:
     said = (str(error) or type(error).__name__).splitlines()[0]
-    where = f"the memory of {device}" if device.type != "cpu" else "the machine's memory"
+    where = f"the memory of {device}" if device != "cpu" else "the machine's memory"
     return (
         f"{where} is exhausted ({said}). Any of these needs less:\n"
         "  - half the batch_size with twice the gradient_accumulation_steps: the same steps, slower\n"
@@ -46,7 +54,8 @@ def _out_of_memory(device: torch.device, error: BaseException) -> str:
         "  - smaller pictures: policy.observation_encoder.vision.resize_shape and crop_shape\n"
         "  - fewer or narrower layers: policy.transformer.num_layers, hidden_dim; policy.objective.noise_draws: 1\n"
         "  - cache: disk or off, if it is the machine's memory that the pictures fill\n"
-        "A run that has a checkpoint can go on: --checkpoint_path=OUTPUT/checkpoints/last with these options"
+        "A run that has a checkpoint can go on with any of these but smaller pictures and another policy: "
+        "--checkpoint_path=OUTPUT/checkpoints/last"
     )
 
 

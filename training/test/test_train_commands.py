@@ -239,8 +239,12 @@ def test_a_value_of_the_wrong_kind_is_told_in_words(
     assert capsys.readouterr().err.startswith(f"error: {option} is '{value}'; expected {expected}\n")
 
 
-def test_a_switch_of_a_chosen_type_stands_by_itself_and_a_text_stays_one() -> None:
-    given = ["--dataset_path=x", "--output_dir=y", f"{VISION}.text_pooling", f"{VISION}.backbone=off"]
-    vision = cli.parse(TrainConfig, given).policy.observation_encoder.vision
+def test_what_yaml_reads_as_something_else_stays_what_it_is(tmp_path: Path) -> None:
+    given = ["--dataset_path=x", "--output_dir=y", f"{VISION}.text_pooling", f"{VISION}.backbone=off", "--cache=off"]
+    config = cli.parse(TrainConfig, given)
+    assert config.cache == "off"
+    (tmp_path / "file.yaml").write_text("cache: off\n")
+    assert cli.parse(TrainConfig, [f"--config={tmp_path / 'file.yaml'}", "--output_dir=y"]).cache == "off"
+    vision = config.policy.observation_encoder.vision
     assert isinstance(vision, ClipVisionConfig)
     assert (vision.text_pooling, vision.backbone) == (True, "off")

@@ -1,11 +1,13 @@
 """What can be chosen of a training run; `--help` prints these comments, docs/train.md explains them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import draccus
 import torch
+from draccus.parsers.decoding import decode_literal
 
 from dit_policy_ros.policy.configuration import PolicyConfig
 from dit_policy_training.data.sources import DatasetSource
@@ -13,8 +15,15 @@ from dit_policy_training.data.sources import DatasetSource
 # Named, since draccus finds no comment behind an annotation with quotes in it.
 OptimizerType = Literal["adamw", "adam"]
 SchedulerType = Literal["cosine", "constant"]
-CacheKind = Literal["auto", "memory", "disk", "off"]
 HalfPrecision = Literal["bfloat16", "float16"]
+CacheKind = Literal["auto", "memory", "disk", "off"]
+
+
+def _cache_kind(value: Any, path: Sequence[str]) -> Any:
+    return decode_literal(CacheKind, "off" if value is False else value, path)  # YAML reads `off` as false
+
+
+draccus.decode.register(CacheKind, _cache_kind)
 
 
 @dataclass

@@ -150,9 +150,11 @@ class Trainer:
             return
         last = self._checkpoints.linked(LAST) or there[-1]
         if not self._is_own(saved):
+            linked = self._checkpoints.linked(LAST)  # none: the run was killed before the first link
+            sound = self._checkpoints.folder / LAST if linked else self._checkpoints.place(last)
             raise ValueError(
                 f"{config.output_dir} holds a run of {last} steps; choose another output_dir or give --overwrite=true. "
-                f"To go on with it: {command_to_go_on(self._checkpoints.folder / LAST, self._processes)}"
+                f"To go on with it: {command_to_go_on(sound, self._processes)}"
             )
         if saved is not None and last > saved.counters.step:
             raise ValueError(

@@ -97,5 +97,6 @@ def _load_tokenizer(config: ClipTextConfig) -> Any:
         raise ConfigurationError(
             f"cannot load a tokenizer from text.model {config.model!r}: give a local folder with the tokenizer's "
             f"files, or the name of a model on the Hugging Face hub (needs network, and HF_HUB_OFFLINE not "
-            f"set). Training takes folders by --policy.observation_encoder.text.model=DIR, and .vision.backbone=DIR. {error}"
+            f"set). Training takes folders by --policy.observation_encoder.text.model=DIR, and .vision.backbone=DIR. "
+            f"{error}"
         ) from error

@@ -515,7 +515,8 @@ def test_deactivate_ends_with_a_stop_and_then_silence(active) -> None:
     stop = robot.trajectories[-1]
     assert is_stop(stop)
     measured = [robot.positions[name] for name in robot.embodiment.action_joints]
-    np.testing.assert_allclose(stop.points[-1].positions, measured, atol=0.01)
+    # Where the arm is, but for what a chunk in motion may be ahead of it.
+    np.testing.assert_allclose(stop.points[-1].positions, measured, atol=0.05)
     wait_for(lambda: time.monotonic() - answered > 1.0, "a second passes")  # longer than n_action_steps
     assert len(robot.trajectories) == sent
     assert robot.transition("activate")

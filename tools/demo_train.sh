@@ -31,4 +31,5 @@ part "Evaluation: 20 unseen episodes" \
 rm -rf checkpoints/demo
 mkdir -p checkpoints
 cp -rL "$work/train/checkpoints/last" checkpoints/demo
+rm -rf checkpoints/demo/training # what would continue the run, larger than the policy
 echo "checkpoints/demo: new, after $((SECONDS / 60)) min $((SECONDS % 60)) s, $(du -sh checkpoints/demo | cut -f1)"

@@ -24,8 +24,10 @@ WORLD_SIZE=$SLURM_NTASKS
 export MASTER_ADDR MASTER_PORT WORLD_SIZE
 
 arguments=(--config="$CONFIG" --dataset_path="$DATASET" --output_dir="$RUN" "$@")
-if [ -e "$RUN/checkpoints/last" ]; then
-    arguments+=(--checkpoint_path="$RUN/checkpoints/last")
+# The newest and not `last`, which a run that was killed within an instant of its first checkpoint has not.
+newest=$(find "$RUN/checkpoints" -maxdepth 1 -name '[0-9]*' 2>/dev/null | sort -V | tail -n 1)
+if [ -n "$newest" ]; then
+    arguments+=(--checkpoint_path="$newest")
 fi
 
 stopped=

@@ -114,7 +114,7 @@ def _expected(option: str, value: str, kind: Any) -> str:
     if kind in _NUMBERS:
         return _NUMBERS[kind]
     if is_dataclass(kind) and not value.startswith("{"):
-        first = "type" if issubclass(kind, ChoiceRegistry) else fields(kind)[0].name
+        first = "type" if isinstance(kind, type) and issubclass(kind, ChoiceRegistry) else fields(kind)[0].name
         return f"its options, each by itself, such as --{option}.{first}={value}"
     parts = get_args(kind)
     if get_origin(kind) is tuple and not value.startswith(("[", "(")):

@@ -50,7 +50,7 @@ class SchedulerConfig:
 class ValidationConfig:
     """Episodes that are not trained on, and how often the policy is measured on them."""
 
-    episode_share: float = 0.05  # of the episodes, at least one a task; 0, or fewer than 10 episodes: none
+    episode_share: float = 0.05  # of the episodes, and of a task with five or more at least one; none if fewer than 10
     freq: int = 1000  # steps from one measurement to the next
     samples: int = 256  # moments that the loss and the action error are measured on, the same each time
 

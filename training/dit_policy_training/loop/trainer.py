@@ -1,8 +1,8 @@
 """The loop: batches to steps, steps to figures and checkpoints.
 
-All that is random of a step is a function of (seed, step), drawn for the samples of the whole step: so a run is the
-same on one process or several, in one batch or accumulated, and whether it was interrupted or not. What a step computes
-stays on the device until a row is logged.
+All that is random of a step is a function of (seed, step), so a run is the same whether it was interrupted or not. It
+is drawn for the samples of the whole step (but for the transformer's dropout), so that one process or several, one
+batch or an accumulated one make no difference. What a step computes stays on the device until a row is logged.
 """
 
 import json

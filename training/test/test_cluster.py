@@ -90,7 +90,8 @@ def test_a_slurm_job_begins_a_run_or_goes_on_with_it(
     (tmp_path / "bin" / "python").write_text('#!/bin/bash\necho "$RANK of $WORLD_SIZE at $MASTER_ADDR: $@"\n')
     (tmp_path / "bin" / "python").chmod(0o755)
     if has_checkpoint:
-        (config.output_dir / "checkpoints" / "last").mkdir(parents=True)
+        for step in ("000900", "1000000"):  # and no `last`, as after a kill within that instant
+            (config.output_dir / "checkpoints" / step).mkdir(parents=True)
     said = subprocess.run(
         [CLUSTER / "slurm.sh", "--batch_size=3"], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
     ).stdout.splitlines()
@@ -98,6 +99,6 @@ def test_a_slurm_job_begins_a_run_or_goes_on_with_it(
         f"-m dit_policy_training.train --config={environment['CONFIG']} --dataset_path={config.dataset_path} "
         f"--output_dir={config.output_dir} --batch_size=3"
     )
-    goes_on = f" --checkpoint_path={config.output_dir}/checkpoints/last" if has_checkpoint else ""
+    goes_on = f" --checkpoint_path={config.output_dir}/checkpoints/1000000" if has_checkpoint else ""
     assert sorted(said) == [f"{rank} of 2 at localhost: {arguments}{goes_on}" for rank in (0, 1)]
     assert not Path(environment["SCONTROL_LOG"]).exists()

@@ -51,8 +51,12 @@ def run[T](
     config = parse(config_class, args, prog, examples)
     try:
         return program(config)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"error: {named}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)

@@ -50,6 +50,8 @@ def test_exactly_one_way_to_name_the_datasets() -> None:
         resolve(Choice(dataset_path=Path("x"), dataset_revision="main"))
     with pytest.raises(DatasetError, match=r"lerobot/pusht is not a LeRobotDataset: .*--dataset_repo_id=lerobot/pusht"):
         resolve(Choice(dataset_path=Path("lerobot/pusht")))
+    with pytest.raises(DatasetError, match=r"test_dataset_sources.py is not a LeRobotDataset: it is a file"):
+        resolve(Choice(dataset_path=Path(__file__)))
 
 
 def test_a_list_of_datasets_is_checked(dataset: Path) -> None:

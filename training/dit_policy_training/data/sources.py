@@ -88,5 +88,6 @@ def _resolved(source: DatasetSource, robot: Embodiment | None) -> ResolvedSource
     if not path.is_dir():
         like_a_repository = not path.is_absolute() and len(path.parts) == 2
         hint = f"; of the Hugging Face hub it would be --dataset_repo_id={path}" if like_a_repository else ""
-        raise DatasetError(f"{path} is not a LeRobotDataset: there is no such folder{hint}")
+        found = "it is a file, a dataset is a folder" if path.exists() else f"there is no such folder{hint}"
+        raise DatasetError(f"{path} is not a LeRobotDataset: {found}")
     return ResolvedSource(path, source.weight, path.resolve().name)

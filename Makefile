@@ -1,7 +1,7 @@
 # Every target sets the project up first; once that is done it takes a second.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train bench-demo bench-samplers bench-joining bench-policy bench-gpu bench-node bench-delay bench-convert bench-memory bench-listening test test-faults test-kills lint
+.PHONY: help setup demo demo-train bench-demo bench-samplers bench-joining bench-policy bench-gpu bench-node bench-delay bench-convert bench-memory bench-listening bench-train bench-trainers test test-faults test-kills lint
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -47,6 +47,9 @@ bench-listening: setup ## what cures a policy that does not listen, on the demo'
 
 bench-train: setup ## our trainer against lerobot-train, in turns (a quarter of an hour; ARGS=--quick: a trial, --device=cuda: a GPU)
 	@tools/run.sh python test/bench_train.py $(ARGS)
+
+bench-trainers: setup ## the demo's policy trained by our trainer and by lerobot-train, run alike (after demo-train; two hours)
+	@OMP_NUM_THREADS=1 tools/run.sh python test/bench_trainers.py
 
 test: setup ## run the tests (ARGS=... are passed to pytest; ROS=jazzy: those that ROS touches, on Jazzy)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} tools/run.sh python -m pytest $(if $(filter-out kilted,$(ROS)),-m ros) $(ARGS)

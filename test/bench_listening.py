@@ -20,7 +20,7 @@ from bench_report import Row, publish
 
 BAGS, ALL = Path("outputs/demo-train/bags"), (50, 50, 50)
 WORK = Path("outputs/bench/listening")
-STEPS, EPISODES = 300, 21
+STEPS, EPISODES = 600, 21
 RARE = "push the blue block over the line"
 OUTSIDE_VISION = ("--policy.observation_encoder.vision.film=false",)
 GUIDED = ("--policy.instruction_dropout=0.2", "--policy.guidance_scale=2.0")
@@ -81,6 +81,7 @@ def trained(folder: Path, variant: Variant) -> Path:
             f"--dataset_path={converted(variant.bags)}",
             f"--output_dir={folder}",
             f"--train_steps={STEPS}",
+            "--num_threads=1",
             "--overwrite=true",
             *variant.changes,
         )

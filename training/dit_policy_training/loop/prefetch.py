@@ -25,13 +25,16 @@ class Prefetched(Iterator[Batch]):
 
     def __init__(self, batches: Iterator[Batch], device: torch.device):
         self.waited = 0.0
-        """Seconds for which no batch was ready when one was asked for."""
+        """Seconds for which no batch was ready when one was asked for, but for the first."""
         self._batches, self._device = batches, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ready: queue.Queue[tuple[Batch, Any] | BaseException] = queue.Queue(AHEAD)
-        self._closed = threading.Event()
+        self._closed, self._begun = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
         self._thread.start()
+        # Processes that decode are forked for the first batch: of what another thread holds locked at that moment
+        # (torch's random state, in a step) a fork has a copy that nobody will ever unlock.
+        self._begun.wait()
 
     def __next__(self) -> Batch:
         """The next batch. Raises what making it raised."""
@@ -63,11 +66,13 @@ class Prefetched(Iterator[Batch]):
                 if self._closed.is_set():
                     return
                 self._ready.put(self._on_device(batch))
+                self._begun.set()
             raise RuntimeError("the batches ended")
         except BaseException as error:
             if not self._closed.is_set():
                 self._ready.put(error)
         finally:
+            self._begun.set()
             if hasattr(self._batches, "close"):
                 self._batches.close()
 

@@ -402,6 +402,14 @@ def test_features_cached_at_inference_serve_training(text):
     assert text.projection.weight.grad is not None
 
 
+def test_a_feature_does_not_depend_on_who_asks_first(tiny_clip):
+    """A run in half precision that goes on would take another than the one it began with, and so would the node."""
+    first, second = (ClipText(ClipTextConfig(str(tiny_clip)), 16, None) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = first.pooled(INSTRUCTIONS)
+    assert torch.equal(found, second.pooled(INSTRUCTIONS))
+
+
 @pytest.mark.parametrize("task", ["", "  ", None, 3])
 def test_an_instruction_without_words_is_refused(text, task):
     with pytest.raises(ValueError, match=r"task 1 of the batch is .* expected an instruction in words"):

@@ -14,7 +14,7 @@ from .towers import TokenizerError, load_tokenizer, load_tower, reset_tower_buff
 
 logger = logging.getLogger(__name__)
 
-TEXT_CACHE_SIZE = 1024
+TEXT_CACHE_SIZE = 32768  # 67 MB of CLIP's vectors at most: a large dataset has an instruction an episode
 
 
 class ClipText(nn.Module):
@@ -62,7 +62,10 @@ class ClipText(nn.Module):
         if tokens.shape[1] > limit:
             logger.warning("This policy reads %d tokens; the end is cut from %r of %d", limit, task, tokens.shape[1])
             tokens = self.tokenizer(task, truncation=True, max_length=limit, return_tensors="pt")["input_ids"]
-        return self.text_encoder(input_ids=tokens.to(self.projection.weight.device)).pooler_output[0]
+        device = self.projection.weight.device
+        # In full precision, whoever asks first: what is kept must not depend on whether that was a training step.
+        with torch.autocast(device.type, enabled=False):
+            return self.text_encoder(input_ids=tokens.to(device)).pooler_output[0]
 
     def reset_buffers(self, device: torch.device | str) -> None:
         """Makes the tables that are not in the state_dict anew, on a device."""

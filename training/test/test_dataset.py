@@ -148,8 +148,13 @@ FAULTS = {
     "no_dataset": (drop("meta/info.json"), r"is not a LeRobotDataset: .*info\.json is missing\. Make one"),
     "old_format": (
         edit_info(lambda i: i.update(codebase_version="v2.1")),
-        r"format v2\.1, v3\.0 is needed; LeRobot converts older ones: python -m lerobot\.scripts\.convert_data",
+        r"format v2\.1, v3\.0 is needed; LeRobot converts it: .*v21_to_v30 .*--root=\S+copy --push-to-hub=false$",
     ),
+    "older_format": (
+        edit_info(lambda i: i.update(codebase_version="v2.0")),
+        r"format v2\.0, v3\.0 is needed; first to v2\.1 by a LeRobot of that time",
+    ),
+    "newer_format": (edit_info(lambda i: i.update(codebase_version="v9.9")), r"format v9\.9.* a newer dit_policy_tr"),
     "broken_info": (cut("meta/info.json"), r"info\.json cannot be read: .*; take it from the dataset's source again"),
     "info_lacks": (
         edit_info(lambda i: i.pop("total_frames")),

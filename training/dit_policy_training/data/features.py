@@ -56,11 +56,20 @@ def _read_info(root: Path) -> dict[str, Any]:
         raise DatasetError(f"{path} cannot be read: {error}; take it from the dataset's source again") from error
     version = info.get("codebase_version") if isinstance(info, dict) else None
     if version != FORMAT:
-        raise DatasetError(
-            f"{root} has the format {version}, {FORMAT} is needed; LeRobot converts older ones: "
-            "python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=NAME --root=FOLDER"
-        )
+        raise DatasetError(f"{root} has the format {version}, {FORMAT} is needed; {_how_to_convert(root, version)}")
     return dict(info)
+
+
+def _how_to_convert(root: Path, version: Any) -> str:
+    if version == "v2.1":
+        # Unless told not to, LeRobot's script puts its result to the hub and removes files there.
+        return (
+            "LeRobot converts it: python -m lerobot.scripts.convert_dataset_v21_to_v30 "
+            f"--repo-id=local/{root.name} --root={root} --push-to-hub=false"
+        )
+    if version in ("v1.6", "v2.0"):
+        return "first to v2.1 by a LeRobot of that time (its convert_dataset_v20_to_v21.py), then to v3.0 by today's"
+    return "a newer dit_policy_training may read it; or take the dataset from its source in the format needed"
 
 
 def _features(root: Path, info: dict[str, Any], embodiment: Embodiment | None) -> Features:

@@ -20,14 +20,14 @@ set -u
 # One task of Slurm is one process of one GPU, so no launcher stands between a signal and the trainer.
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
-WORLD_SIZE=$SLURM_NTASKS
-export MASTER_ADDR MASTER_PORT WORLD_SIZE
+WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
+export MASTER_ADDR MASTER_PORT WORLD_SIZE LOCAL_WORLD_SIZE
 
 arguments=(--config="$CONFIG" --dataset_path="$DATASET" --output_dir="$RUN" "$@")
 # The newest and not `last`, which a run that was killed within an instant of its first checkpoint has not.
 newest=$(find "$RUN/checkpoints" -maxdepth 1 -name '[0-9]*' 2>/dev/null | sort -V | tail -n 1)
 if [ -n "$newest" ]; then
-    arguments+=(--checkpoint_path="$newest")
+    arguments+=(--checkpoint_path="$newest" --finetune=false --overwrite=false) # whatever the run began with
 fi
 
 stopped=

@@ -10,7 +10,7 @@ arguments=(--config="$CONFIG" --dataset_path="$DATASET" --output_dir="$RUN" "$@"
 # The newest and not `last`, which a run that was killed within an instant of its first checkpoint has not.
 newest=$(find "$RUN/checkpoints" -maxdepth 1 -name '[0-9]*' 2>/dev/null | sort -V | tail -n 1)
 if [ -n "$newest" ]; then
-    arguments+=(--checkpoint_path="$newest")
+    arguments+=(--checkpoint_path="$newest" --finetune=false --overwrite=false) # whatever the run began with
 fi
 exec torchrun --nnodes="${NODES:-1}" --nproc_per_node="${PROCESSES:-gpu}" \
     --rdzv_backend=c10d --rdzv_endpoint="${HOST:-localhost:0}" \

@@ -49,6 +49,7 @@ def environment(config: TrainConfig, tmp_path: Path) -> dict[str, str]:
         "SLURM_JOB_NODELIST": "node1",
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
         "SCONTROL_LOG": str(tmp_path / "scontrol.log"),
     }
 
@@ -87,7 +88,8 @@ def test_a_slurm_job_begins_a_run_or_goes_on_with_it(
     environment: dict[str, str], config: TrainConfig, tmp_path: Path, has_checkpoint: bool
 ) -> None:
     """Two tasks that only say what they would run; the job that ended by itself is not queued again."""
-    (tmp_path / "bin" / "python").write_text('#!/bin/bash\necho "$RANK of $WORLD_SIZE at $MASTER_ADDR: $@"\n')
+    said_by_each = 'echo "$RANK of $WORLD_SIZE, $LOCAL_WORLD_SIZE here, at $MASTER_ADDR: $@"'
+    (tmp_path / "bin" / "python").write_text(f"#!/bin/bash\n{said_by_each}\n")
     (tmp_path / "bin" / "python").chmod(0o755)
     if has_checkpoint:
         for step in ("000900", "1000000"):  # and no `last`, as after a kill within that instant
@@ -99,6 +101,7 @@ def test_a_slurm_job_begins_a_run_or_goes_on_with_it(
         f"-m dit_policy_training.train --config={environment['CONFIG']} --dataset_path={config.dataset_path} "
         f"--output_dir={config.output_dir} --batch_size=3"
     )
-    goes_on = f" --checkpoint_path={config.output_dir}/checkpoints/1000000" if has_checkpoint else ""
-    assert sorted(said) == [f"{rank} of 2 at localhost: {arguments}{goes_on}" for rank in (0, 1)]
+    goes_on = f" --checkpoint_path={config.output_dir}/checkpoints/1000000 --finetune=false --overwrite=false"
+    goes_on = goes_on if has_checkpoint else ""
+    assert sorted(said) == [f"{rank} of 2, 2 here, at localhost: {arguments}{goes_on}" for rank in (0, 1)]
     assert not Path(environment["SCONTROL_LOG"]).exists()

@@ -176,7 +176,8 @@ def usable_device(name: str | torch.device) -> torch.device:
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"weights cannot be loaded to device {str(name)!r}: {reason}; this machine has {', '.join(there)}"
+            f"weights cannot be loaded to device {str(name)!r}: {reason}; this machine has {', '.join(there)}, of "
+            "which `device` must name one"
         ) from error
     return device
 

@@ -124,6 +124,8 @@ def _expected(option: str, value: str, kind: Any) -> str:
     if get_origin(kind) is tuple and not value.startswith(("[", "(")):
         many = [value] * (1 if parts[-1] is Ellipsis else len(parts))
         return f"a list, as --{option}='[{', '.join(many)}]'"
+    if get_origin(kind) is tuple and parts[-1] is not Ellipsis:
+        return f"{len(parts)} values, as --{option}='[{', '.join('ABCDEFG'[: len(parts)])}]'"
     if get_origin(kind) is dict and not value.startswith("{"):
         return f"a value for each name, as --{option}='{{NAME: {_example(parts[1], value)}}}'"
     if get_origin(kind) is list and not value.startswith("["):

@@ -16,6 +16,7 @@ from small_run import QUIET, rows_of
 from transformers import CLIPVisionConfig, CLIPVisionModel, DINOv3ViTConfig, DINOv3ViTModel
 
 from dit_policy_ros.policy.checkpoint import CheckpointError, load_checkpoint, load_config
+from dit_policy_ros.policy.configuration import DiffusionConfig
 from dit_policy_ros.policy.vision_configuration import ClipVisionConfig
 
 TINY = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
@@ -176,6 +177,10 @@ def test_what_is_no_checkpoint_and_no_yaml_is_told(tmp_path: Path) -> None:
     broken.write_text("policy: {horizon: [1,\n")
     with pytest.raises(ValueError, match=r"(?s)broken\.yaml is not YAML: .*line 2"):
         with_checkpoint([f"--config={broken}"], tmp_path / "merged.yaml")
+    broken.write_text("- horizon\n")
+    for file, said in ((broken, "holds no settings"), (tmp_path / "absent.yaml", "there is no such file")):
+        with pytest.raises(ValueError, match=said):
+            with_checkpoint([f"--config={file}", f"--checkpoint_path={last}"], tmp_path / "merged.yaml")
 
 
 def test_a_checkpoints_settings_lie_under_those_that_are_given(config: TrainConfig, tmp_path: Path) -> None:
@@ -197,6 +202,25 @@ def test_a_checkpoints_settings_lie_under_those_that_are_given(config: TrainConf
     assert "input_features" not in settings["policy"]
     assert settings["policy"]["horizon"] == 8
     assert with_checkpoint(["--seed=1"], merged) == ["--seed=1"]
+
+    # The dataset may have moved, also into a mixture: the checkpoint's is no second one beside it.
+    moved = f"--datasets=[{{path: {config.dataset_path}}}]"
+    going_on = cli.parse(TrainConfig, with_checkpoint([moved, f"--checkpoint_path={last}"], merged))
+    assert going_on.dataset_path is None
+    assert Trainer(going_on, QUIET).train() == last.resolve()
+    # A job that began by fine-tuning is started again with the same words, and these behind them.
+    again = ["--finetune", "--overwrite", "--checkpoint_path=elsewhere"]
+    again += [f"--checkpoint_path={last}", "--finetune=false", "--overwrite=false"]
+    going_on = cli.parse(TrainConfig, with_checkpoint(again, merged))
+    assert (going_on.checkpoint_path, going_on.finetune, going_on.overwrite) == (last, False, False)
+    assert going_on.batch_size == config.batch_size
+    # Another objective has other options: those of the checkpoint's would not fit it.
+    other = ["--finetune", f"--checkpoint_path={last}", "--policy.objective.type", "diffusion"]
+    other += [f"--dataset_path={config.dataset_path}", f"--output_dir={tmp_path / 'other'}"]
+    tuned = cli.parse(TrainConfig, with_checkpoint(other, merged))
+    assert isinstance(tuned.policy.objective, DiffusionConfig)
+    assert tuned.policy.horizon == 8
+    assert Trainer(tuned, QUIET).policy.config.objective == DiffusionConfig()
 
 
 def test_what_a_command_line_says_of_an_option() -> None:
@@ -224,6 +248,7 @@ def test_what_can_be_known_before_a_picture_is_decoded_is(config: TrainConfig, t
     ("argument", "expected"),
     [
         (f"{VISION}.resize_shape=224", f"a list, as {VISION}.resize_shape='[224, 224]'"),
+        (f"{VISION}.resize_shape=[224]", f"2 values, as {VISION}.resize_shape='[A, B]'"),
         (f"{VISION}.brightness=dim", "a number"),
         ("--policy.objective.denoising_steps=few", "a whole number"),
         ("--optimizer=adam", "its options, each by itself, such as --optimizer.type=adam"),

@@ -2,9 +2,11 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from dit_policy_training.loop.optimization import make_optimizer, scaled_step
 from dit_policy_training.loop.options import OptimizerConfig, TrainConfig
 from dit_policy_training.loop.prefetch import Prefetched
-from dit_policy_training.loop.trainer import Trainer
+from dit_policy_training.loop.trainer import AGREE_FREQ, AGREE_SECONDS, Trainer
 from small_run import QUIET, rows_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -144,6 +146,47 @@ def test_batches_come_in_order_and_their_errors_where_they_are_due() -> None:
     with pytest.raises(ValueError, match="the sixth"):
         next(ready)
     ready.close()
+
+
+def test_the_loop_does_not_begin_while_processes_are_forked() -> None:
+    """What another thread holds locked at that moment, torch's random state in a step, nobody unlocks in a fork."""
+    forked = []
+
+    def slow() -> Iterator[dict[str, Any]]:
+        time.sleep(0.2)
+        forked.append(True)
+        yield {}
+
+    def broken() -> Iterator[dict[str, Any]]:
+        raise ValueError("nothing can be decoded")
+        yield {}
+
+    Prefetched(slow(), CPU).close()
+    assert forked
+    ready = Prefetched(broken(), CPU)
+    with pytest.raises(ValueError, match="nothing can be"):
+        next(ready)
+    ready.close()
+
+
+@pytest.mark.parametrize(("a_step", "every"), [(0.01, AGREE_FREQ), (1.0, AGREE_SECONDS), (20.0, 1)])
+def test_processes_agree_to_stop_within_seconds(a_step: float, every: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two, of which the other is told to stop; each step takes `a_step` seconds."""
+    now = 0.0
+    monkeypatch.setattr("dit_policy_training.loop.trainer.time.perf_counter", lambda: now)
+    run = SimpleNamespace(_processes=2, _step=0, _agreed=0.0, _agreed_step=0, _agree_step=0)
+    asked = []
+    for run._step in range(1, 41):
+        now += a_step
+        told = torch.tensor([float(run._step >= 25), 2 * (now - run._agreed)])
+        before = run._agreed_step
+        stops = Trainer._told_to_stop(run, told, waited=False)  # type: ignore[arg-type]
+        if run._agreed_step != before:
+            asked.append(run._step)
+        if stops:
+            break
+    assert asked[:3] == [1, 1 + every, 1 + 2 * every]
+    assert 25 <= run._step == asked[-1] < 25 + every
 
 
 def test_no_thread_and_no_open_batches_are_left() -> None:

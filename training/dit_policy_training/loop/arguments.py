@@ -13,6 +13,7 @@ from dit_policy_training.loop.state import read_state
 _OF_THE_DATASET = ("input_features", "output_features", "tasks", "action_state_indices")  # of a policy's configuration
 _CONFIG = "config.json"  # of a policy's folder
 _CHOICES = ("vision", "text", "objective")
+_NO_DATASET: dict[str, Any] = {"dataset_path": None, "dataset_repo_id": "", "dataset_revision": "", "datasets": []}
 
 
 def with_checkpoint(arguments: Sequence[str], file: Path) -> list[str]:
@@ -20,18 +21,22 @@ def with_checkpoint(arguments: Sequence[str], file: Path) -> list[str]:
 
     A run that goes on has all of its settings, --finetune those of the policy. What --config=FILE says goes before
     them, and before that what the command line says. Without a checkpoint the arguments come back as they are. Raises
-    CheckpointError for a checkpoint that cannot serve, ValueError for a file that is not YAML.
+    CheckpointError for a checkpoint that cannot serve, ValueError for a file of settings that is not there, or is none.
     """
     config = given(arguments, "config") or given(arguments, "config_path")
-    content = _read(Path(config)) if config and Path(config).is_file() else {}
-    stated: dict[str, Any] = content if isinstance(content, dict) else {}
+    stated = _read(Path(config)) if config else {}
     checkpoint = given(arguments, "checkpoint_path") or stated.get("checkpoint_path")
     if not checkpoint or "--help" in arguments:
         return list(arguments)
     _check_is_checkpoint(Path(checkpoint))
     finetune = given(arguments, "finetune") or str(stated.get("finetune", False))
     base = _for_new_run(Path(checkpoint)) if finetune.lower() == "true" else _of_run(Path(checkpoint))
-    file.write_text(yaml.safe_dump(overlaid(base, stated), sort_keys=False), encoding="utf-8")
+    if any(stated.get(name) or given(arguments, name) for name in ("dataset_path", "dataset_repo_id", "datasets")):
+        base |= _NO_DATASET  # the checkpoint's would be a second one beside it
+    settings = overlaid(base, stated)
+    for option, kind in _chosen(arguments):
+        settings = overlaid(settings, _nested(option, {"type": kind}))
+    file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return [f"--config_path={file}", *_without(arguments, ("config", "config_path"))]
 
 
@@ -60,6 +65,20 @@ def _chosen_anew(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     return key in _CHOICES and new.get("type", old.get("type")) != old.get("type")
 
 
+def _chosen(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """The choices that a command line makes, such as ("policy.objective", "diffusion")."""
+    options = {argument.removeprefix("--").partition("=")[0] for argument in arguments if argument.startswith("--")}
+    chosen = {option: option.removesuffix(".type") for option in options if option.endswith(".type")}
+    kinds = {place: given(arguments, option) for option, place in chosen.items()}
+    return [(place, kind) for place, kind in sorted(kinds.items()) if place.rpartition(".")[2] in _CHOICES]
+
+
+def _nested(option: str, value: dict[str, Any]) -> dict[str, Any]:
+    for part in reversed(option.split(".")):
+        value = {part: value}
+    return value
+
+
 def _without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     kept, skip = [], False
     for argument in arguments:
@@ -74,11 +93,16 @@ def _without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     return kept
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"--config={file}: there is no such file")
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no settings: expected lines such as `batch_size: 64`, see config/training/")
+    return content
 
 
 def _check_is_checkpoint(folder: Path) -> None:

@@ -49,8 +49,8 @@ def check_same_run(config: TrainConfig, saved: SavedState, samples_per_step: int
     before, now = flat(yaml.safe_load(saved.settings)), flat(draccus.encode(config))
     refused = list(_refused_counters(config, before, saved.counters, samples_per_step, fingerprint))
     notes = []
-    for key in [key for key in now if before.get(key) != now[key]]:
-        change = f"{key}: {before.get(key)} -> {now[key]}"
+    for key in [key for key in {**now, **before} if before.get(key) != now.get(key)]:
+        change = f"{key}: {before.get(key)} -> {now.get(key)}"
         if reason := next((why for name, why in _MUST_NOT_CHANGE.items() if _within(key, name)), None):
             refused.append(f"{change} ({reason})")
         elif not any(_within(key, name) for name in _MAY_CHANGE):

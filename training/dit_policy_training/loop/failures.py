@@ -61,7 +61,7 @@ def _out_of_memory(device: str, error: BaseException) -> str:
 
 def disk_is_full(output_dir: Path, checkpoint_bytes: int, file: str = "") -> str:
     """What to do where a checkpoint does not fit."""
-    needed, free = f"{checkpoint_bytes / 1e6:.0f} MB", f"{free_bytes(output_dir) / 1e6:.0f} MB"
+    needed, free = _megabytes(checkpoint_bytes), _megabytes(free_bytes(output_dir))
     return (
         f"no space for a checkpoint in {output_dir}{f' ({file})' if file else ''}: it takes {needed}, {free} are free "
         "(or a quota, or a limit on the size of a file, says "
@@ -71,6 +71,10 @@ def disk_is_full(output_dir: Path, checkpoint_bytes: int, file: str = "") -> str
         "  - --cache_dir on another disk, or --cache=off, if the pictures' cache fills this one\n"
         "and go on with --checkpoint_path=OUTPUT/checkpoints/last"
     )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.{0 if count >= 1e7 else 2}f} MB"
 
 
 def free_bytes(folder: Path) -> int:

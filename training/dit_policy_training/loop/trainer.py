@@ -47,8 +47,10 @@ from dit_policy_training.loop.summary import command_to_go_on, ending, opening
 from dit_policy_training.loop.tracking import METRICS, Tracker
 from dit_policy_training.loop.validation import Validation
 
-AGREE_FREQ = 10
-"""Steps after which several processes ask each other whether one was told to stop: asking waits for the device."""
+AGREE_FREQ, AGREE_SECONDS = 10, 5.0
+"""When several processes ask each other whether one was told to stop: asking waits for the device, so after some steps;
+but soon enough to save within the half a minute that torchrun leaves them.
+"""
 
 
 class Trainer:
@@ -90,6 +92,7 @@ class Trainer:
         self._ema = Ema(self.policy, config.ema_decay) if config.ema_decay else None
         self._generator = torch.Generator(self._accelerator.device)
         self._step, self._saved_step, self._seconds_before = 0, 0, 0.0
+        self._agreed, self._agreed_step, self._agree_step = 0.0, 0, 0  # when, at which step, at which step again
         self._pending: list[Tensor] = []  # (loss, norm of the gradient) of each step that no row tells yet
         self._best: Best | None = None
         self._goes_on_here = False
@@ -277,10 +280,11 @@ class Trainer:
 
     def _steps(self, ready: Prefetched, progress: TrainingProgress) -> None:
         config = self._config
-        self._started = time.perf_counter()
+        self._started = self._agreed = time.perf_counter()
+        self._agreed_step = self._step
         self._restart_clock(ready)
         while self._step < config.train_steps:
-            figures, stops = self._train_step(ready)
+            figures, told = self._train_step(ready)
             self._pending.append(figures)
             progress.advance()
             ended = self._step == config.train_steps
@@ -294,7 +298,7 @@ class Trainer:
                     progress.row(row)
                 if validate:
                     self._draw_validation()
-            stop = self._told_to_stop(stops, log or save)
+            stop = self._told_to_stop(told, log or save)
             if save or stop:
                 if self._pending:
                     self._figures()  # nothing is saved of a run that is lost
@@ -307,7 +311,9 @@ class Trainer:
                 return
 
     def _train_step(self, ready: Prefetched) -> tuple[Tensor, Tensor]:
-        """A step; returns (loss, norm of the gradient), and how many processes were told to stop, on the device."""
+        """A step; returns (loss, norm of the gradient), and what the processes tell each other, on the device: how many
+        were told to stop, and the sum of their seconds since they last asked.
+        """
         config, device = self._config, self._accelerator.device
         rank, processes, batch_size = self._accelerator.process_index, self._processes, config.batch_size
         # What the loss's sum is divided by before it is known by what it must be: gradients stay in float16's range.
@@ -316,7 +322,7 @@ class Trainer:
         torch.manual_seed(_mixed(config.seed, self._step, rank + 1))
         self._rates.set(self._step)
         self._optimizer.zero_grad()
-        sums = torch.zeros(3, device=device)
+        sums = torch.zeros(4, device=device)
         for micro in range(config.gradient_accumulation_steps):
             last = micro == config.gradient_accumulation_steps - 1
             first = (micro * processes + rank) * batch_size
@@ -329,7 +335,9 @@ class Trainer:
                 self._accelerator.backward(total / scale)
             sums[:2] += torch.stack([total.detach().float(), count.float()])
         sums[2].fill_(float(self._interrupts.asked))
-        total, count, stops = self._accelerator.reduce(sums, "sum")
+        sums[3].fill_(time.perf_counter() - self._agreed)
+        sums = self._accelerator.reduce(sums, "sum")
+        total, count = sums[:2]
         count = count.clamp_min(1.0)
         # The gradients are the mean over processes of those of total / scale.
         norm = scaled_step(
@@ -338,13 +346,19 @@ class Trainer:
         if self._ema is not None:
             self._ema.update()
         self._step += 1
-        return torch.stack([total / count, norm]), stops
+        return torch.stack([total / count, norm]), sums[2:]
 
-    def _told_to_stop(self, stops: Tensor, waited: bool) -> bool:
+    def _told_to_stop(self, told: Tensor, waited: bool) -> bool:
         """Whether to stop after this step. Several processes must agree; waited: the device has been waited for."""
         if self._processes == 1:
             return self._interrupts.asked
-        return (waited or self._step % AGREE_FREQ == 0) and bool(stops > 0)
+        if not waited and self._step < self._agree_step:
+            return False
+        stops, seconds = told.tolist()  # the same for all, and so is when they ask again
+        a_step = seconds / self._processes / (self._step - self._agreed_step)
+        self._agree_step = self._step + min(max(int(AGREE_SECONDS / max(a_step, 1e-6)), 1), AGREE_FREQ)
+        self._agreed, self._agreed_step = time.perf_counter(), self._step
+        return stops > 0
 
     # What is told
 

@@ -16,7 +16,9 @@ import pytest
 import torch
 from converting import Launcher
 from dit_policy_training.data.sources import DatasetSource
+from dit_policy_training.loop.continuing import check_same_run
 from dit_policy_training.loop.options import OptimizerConfig, SchedulerConfig, TrainConfig, ValidationConfig
+from dit_policy_training.loop.state import read_state
 from dit_policy_training.loop.trainer import Trainer
 from dit_policy_training.train import train
 from small_run import QUIET, rows_of, small_config
@@ -197,6 +199,15 @@ def test_what_may_change_is_said(undisturbed: TrainConfig, tmp_path: Path, capsy
     assert "optimizer.lr: 0.003 -> 0.001" in output
     assert "log_freq" not in output
     assert [row["step"] for row in rows_of(copy.output_dir)][-4:] == [24, 25, 26, 27]
+
+
+def test_a_weight_that_is_taken_back_is_said(undisturbed: TrainConfig) -> None:
+    saved = read_state(undisturbed.output_dir / "checkpoints" / "last")
+    weighted = replace(undisturbed, task_weights={"push the red block": 2.0})
+    before = replace(saved, settings=draccus.dump(weighted))
+    counters = saved.counters
+    notes = check_same_run(undisturbed, before, counters.samples_per_step, counters.fingerprint)
+    assert "task_weights.push the red block: 2.0 -> None" in notes
 
 
 def test_weights_without_state_are_for_fine_tuning(undisturbed: TrainConfig, tmp_path: Path) -> None:

@@ -44,10 +44,9 @@ class CompareConfig:
 def run(config: CompareConfig, console: Console | None = None) -> dict[str, Any]:
     """Compare, write the reports, print the figures; what report.json holds."""
     console = console or Console()
-    if config.batch_size < 1 or config.max_samples < 0:
-        raise ValueError(
-            f"batch_size {config.batch_size} must be at least 1, max_samples {config.max_samples} at least 0"
-        )
+    for name, least in (("batch_size", 1), ("max_samples", 0), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
     folders = [folder for given in config.checkpoints for folder in checkpoints_in(Path(given))]
     if not folders:
         raise ValueError("no checkpoints: give --checkpoints='[FOLDER, FOLDER]'")

@@ -50,6 +50,8 @@ class DiagnoseConfig:
             for name in ("seconds", "samples", "idle_motion", "batch_size")
             if not getattr(self, name) > 0
         ]
+        if self.seed < 0:
+            problems.append(f"seed must be at least 0, got {self.seed}")
         if problems:
             raise ValueError("settings that cannot be:\n  - " + "\n  - ".join(problems))
 

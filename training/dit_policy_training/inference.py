@@ -58,8 +58,9 @@ class Moment:
 
 def infer(subject: Subject, config: InferenceConfig) -> Moment:
     """Predict at the moment that the options choose. Raises ValueError for one that is not there."""
-    if config.samples < 1:
-        raise ValueError(f"samples must be at least 1, got {config.samples}")
+    for name, least in (("samples", 1), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
     row = choose(subject, config)
     rows = np.array([row])
     sampling = Sampling(config.sampler or None, config.denoising_steps or None, config.guidance_scale or None)

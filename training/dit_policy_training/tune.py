@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +87,11 @@ class TuneConfig:
             f"{name} must be at least 1, got {getattr(self, name)}"
             for name in ("episodes", "workers", "max_samples")
             if getattr(self, name) < 1
+        ]
+        problems += [
+            f"{name} must be at least 0, got {value}"
+            for name, value in (("latency", self.latency), ("seed", self.seed))
+            if value is not None and not 0 <= value < inf
         ]
         problems += [
             f"{name} must be whole numbers of at least 1, got {getattr(self, name)}"

@@ -180,6 +180,46 @@ def test_a_robot_that_nobody_has_described_is_measured_in_the_datasets_units(
         run(EvaluateConfig(folders[1], folders[0], closed_loop="simulated_time", **common), QUIET)
 
 
+def simulated(checkpoint: Path, folder: Path) -> Path:
+    """The same policy, said to be of the arm that there is a simulator of."""
+    shutil.copytree(checkpoint, folder)
+    text = (folder / "embodiment.yaml").read_text()
+    (folder / "embodiment.yaml").write_text(text.replace("name: toy", "name: sim_arm"))
+    return folder
+
+
+def test_a_loop_that_fails_leaves_the_rest_and_one_that_does_not_adds_to_it(
+    checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> dict[str, object]:
+        raise ClosedLoopError("the simulator fell over")
+
+    found = {"how": "by a test", "success": 3, "episodes": 4, "wrong_block": 1, "refused": 0, "results": []}
+    common = {"output_dir": tmp_path / "out", "samples": 2, "sampled_moments": 2, "max_samples": 10}
+    config = EvaluateConfig(simulated(checkpoint, tmp_path / "arm"), dataset, closed_loop="simulated_time", **common)
+    monkeypatch.setattr("dit_policy_training.judging.rollouts.in_simulated_time", broken)
+    with pytest.raises(ClosedLoopError, match=r"(?s)all else is in .*out/report\.html.*the simulator fell over"):
+        run(config, QUIET)
+    kept = json.loads((tmp_path / "out/report.json").read_text())
+    assert kept["settings"]["moments"] == 10
+    assert "Error by step" in (tmp_path / "out/report.html").read_text()
+    monkeypatch.setattr("dit_policy_training.judging.rollouts.in_simulated_time", lambda *_: found)
+    assert run(config, QUIET) == kept | {"closed_loop": found}
+    assert json.loads((tmp_path / "out/report.json").read_text()) == kept | {"closed_loop": found}
+    assert "3 of 4" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize(("name", "value"), [("closed_loop_episodes", 0), ("seed", -1)])
+def test_a_number_that_cannot_be_is_named(
+    checkpoint: Path, dataset: Path, tmp_path: Path, name: str, value: int
+) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be at least \d, got {value}$"):
+        run(EvaluateConfig(checkpoint, dataset, output_dir=tmp_path / "out", **{name: value}), QUIET)
+    if name == "seed":
+        with pytest.raises(ValueError, match="^seed must be at least 0, got -1$"):
+            infer(open_subject(checkpoint, load_table(dataset), "cpu"), InferenceConfig(Path(), Path(), seed=-1))
+
+
 @pytest.mark.timeout(300)
 def test_the_simulators_report_is_taken_over_and_its_refusal_too(tmp_path: Path) -> None:
     """Of the demo's own policy, in a process of its own; this package imports no simulator."""

@@ -178,6 +178,7 @@ def test_in_the_simulator_success_is_what_its_reports_say(
         ({"n_action_steps": [8]}, "n_action_steps 8: a chunk of this policy has 7 steps"),
         ({"samplers": ["ddim"]}, "ddim"),
         ({"workers": 0, "denoising_steps": [0]}, r"workers must be at least 1, got 0\n  - denoising_steps must"),
+        ({"latency": -0.1, "seed": -1}, r"latency must be at least 0, got -0.1\n  - seed must be at least 0, got -1"),
         ({"parameters": ROOT / "config/sim.yaml"}, "has no parameters of a node dit_policy"),
     ],
 )

@@ -26,6 +26,10 @@ from dit_policy_training.judging.opening import Unit, open_subject
 
 REPORT, PICTURE = "diagnosis.json", "diagnosis.png"
 MOST_ROWS = 12
+CLEAN = (
+    "nothing stands out: at these moments it attends to what it is given, and moves about as far as was recorded. "
+    "Whether it does the task, only the simulator or the robot tells."
+)
 
 
 @dataclass
@@ -94,13 +98,15 @@ def _shown(
     diagnosis: Diagnosis, found: list[Finding], unit: Unit, seconds: float
 ) -> Iterator[TextTable | Padding | Text]:
     yield _attention(diagnosis, unit, seconds)
+    yield from _other_words(diagnosis)
     yield _tasks(diagnosis, unit)
     if diagnosis.pairs:
         yield _pairs(diagnosis)
     idle = diagnosis.idling
     yield Text(
         f"idle chunks: {idle.predicted:.0%} predicted, {idle.recorded:.0%} recorded; {idle.stuck:.0%} of those where "
-        f"the recorded robot moves. Idle frames in the data: {idle.idle_frames} ({idle.idle_frames_share:.0%})"
+        f"the recorded robot moves{_way(idle.way)}. Idle frames in the data: {idle.idle_frames} "
+        f"({idle.idle_frames_share:.0%})"
     )
     still = (
         ""
@@ -113,7 +119,20 @@ def _shown(
         yield Text(f"{finding.severity}: {finding.found}", style=style)
         yield Padding(Text(finding.advice), (0, 0, 0, 4))
     if not found:
-        yield Text("nothing stands out", style="bold green")
+        yield Text(CLEAN, style="bold green")
+
+
+def _way(way: float | None) -> str:
+    return "" if way is None else f", where it goes {way:.0%} of the way"
+
+
+def _other_words(diagnosis: Diagnosis) -> Iterator[Text]:
+    """Which words took the place of which."""
+    for answer in diagnosis.answers:
+        pairs = [f"'{other}' for '{task}'" for task, other in answer.words.items()]
+        more = f", and {len(pairs) - MOST_ROWS} more" if len(pairs) > MOST_ROWS else ""
+        if pairs:
+            yield Text(f"{answer.asked}: {', '.join(pairs[:MOST_ROWS])}{more}")
 
 
 def _attention(diagnosis: Diagnosis, unit: Unit, seconds: float) -> TextTable:

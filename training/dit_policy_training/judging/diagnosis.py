@@ -73,7 +73,7 @@ def diagnose(
         whole=over_all,
         standing_still=None if still is None else float(np.nanmean(usual.distances_of(still))),
         error=usual.error,
-        idling=idling(usual, windows, subject.executed, idle_motion),
+        idling=idling(usual, windows, subject.executed, idle_motion, still),
         tasks=tasks_of(policy, table, usual),
         pairs=closest_pairs(policy, table.tasks),
     )

@@ -198,7 +198,10 @@ def _words_in_vision(config: PolicyConfig) -> str:
 
 def _guidance(config: PolicyConfig) -> str:
     if config.instruction_dropout > 0:
-        return f"a guidance_scale above the present {config.guidance_scale:g} (no training needed; tune tries it)"
+        return (
+            f"a guidance_scale above the present {config.guidance_scale:g}, which needs no training: tune "
+            "--guidance_scale='[1, 1.5, 2, 3]' tries some"
+        )
     return "--policy.instruction_dropout=0.1, then a guidance_scale of 1.5 to 3 when it runs"
 
 

@@ -22,6 +22,7 @@ from dit_policy_training import cli
 from dit_policy_training.data.table import load_table
 from dit_policy_training.judging.diagnosis import Diagnosis, amount_of_work, diagnose
 from dit_policy_training.judging.findings import Finding, findings
+from dit_policy_training.judging.held_out import rows_to_judge
 from dit_policy_training.judging.opening import Unit, open_subject
 
 REPORT, PICTURE = "diagnosis.json", "diagnosis.png"
@@ -40,6 +41,7 @@ class DiagnoseConfig:
     dataset_path: Path  # folder of a LeRobotDataset v3 of the same robot
     embodiment: Path | None = None  # the robot's YAML, for a dataset that brings none
     output_dir: Path | None = None  # folder for diagnosis.json and diagnosis.png; empty: they are not written
+    held_out: bool = False  # only episodes that the run held out, which it was not trained on
     seconds: float = 2.0  # from each episode's start, where the words must tell the task: later the arm's pose does
     samples: int = 256  # moments in those first seconds, and as many over whole episodes
     idle_motion: float = 0.01  # idle: no executed action gets further than this share of its range
@@ -65,9 +67,10 @@ def run(config: DiagnoseConfig, console: Console | None = None) -> int:
     config.validate()
     console = console or Console()
     subject = open_subject(config.checkpoint_dir, load_table(config.dataset_path, config.embodiment), config.device)
+    among = rows_to_judge(subject.table, [subject.folder], held_out=config.held_out)
     columns = (TextColumn("asking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=amount_of_work(subject, config.seconds, config.samples))
+        task = progress.add_task("", total=amount_of_work(subject, config.seconds, config.samples, among))
         diagnosis = diagnose(
             subject,
             seconds=config.seconds,
@@ -75,6 +78,7 @@ def run(config: DiagnoseConfig, console: Console | None = None) -> int:
             idle_motion=config.idle_motion,
             seed=config.seed,
             batch_size=config.batch_size,
+            among=among,
             advance=lambda count: progress.advance(task, count),
         )
     found = findings(diagnosis, subject.policy.config)
@@ -113,7 +117,8 @@ def _shown(
         if diagnosis.standing_still is None
         else f", of a robot that does not move {unit.of(diagnosis.standing_still)}"
     )
-    yield Text(f"error over whole episodes: {unit.of(diagnosis.error)} {unit.name}{still}\n")
+    yield Text(f"error over whole episodes: {unit.of(diagnosis.error)} {unit.name}{still}")
+    yield Text("" if diagnosis.seen is None else f"{diagnosis.seen}\n")
     for finding in found:
         style = "bold red" if finding.severity == "problem" else "bold"
         yield Text(f"{finding.severity}: {finding.found}", style=style)

@@ -19,7 +19,16 @@ from dit_policy_ros.policy.sampling import Sampling
 from dit_policy_training import cli
 from dit_policy_training.data.table import load_table
 from dit_policy_training.judging import rollouts
-from dit_policy_training.judging.evaluation import STILL, Choice, Evaluation, evaluate, figures, on_samples, verdicts
+from dit_policy_training.judging.evaluation import (
+    STILL,
+    Choice,
+    Evaluation,
+    evaluate,
+    figures,
+    on_samples,
+    on_training,
+    verdicts,
+)
 from dit_policy_training.judging.opening import Subject, open_subject
 from dit_policy_training.judging.pages import evaluation_page, told
 
@@ -46,6 +55,7 @@ class EvaluateConfig:
     device: str = "cpu"  # cpu, cuda, cuda:1, ...
     episode: int | None = None  # only this one
     episodes: list[int] = field(default_factory=list)  # only these
+    held_out: bool = False  # only episodes that the run held out, which it was not trained on
     max_samples: int = 0  # moments at most, drawn at random; 0: all
     samples: int = 8  # chunks of one moment from different noise, to see how far they are apart
     sampled_moments: int = 200  # moments of which so many chunks are predicted
@@ -65,6 +75,7 @@ class EvaluateConfig:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         return Choice(
             episodes=[*self.episodes, *([] if self.episode is None else [self.episode])],
+            held_out=self.held_out,
             most=self.max_samples,
             samples=self.samples,
             sampled_moments=self.sampled_moments,
@@ -166,8 +177,9 @@ def _print(report: dict[str, Any], console: Console) -> None:
         still = [told(report, task[STILL])] if STILL in report["baselines"] else []
         table.add_row(task["task"], told(report, task["error"]), told(report, task["error_executed"]), *still)
     console.print(table)
-    for text in [*(text for _, text in verdicts(report)), on_samples(report)]:
-        console.print(f"- {text}", highlight=False)
+    for text in [*(text for _, text in verdicts(report)), on_training(report), on_samples(report)]:
+        if text:
+            console.print(f"- {text}", highlight=False)
 
 
 def _print_closed_loop(found: dict[str, Any], console: Console) -> None:

@@ -355,7 +355,10 @@ def test_the_command_prints_and_writes(
 
 
 def test_what_cannot_be_is_refused(sound: Subject, driving: Path, dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"seconds must be positive, got 0\.0\n.*samples must be positive(.|\n)*seed must be at least 0"):
+    with pytest.raises(
+        ValueError,
+        match=r"seconds must be positive, got 0\.0\n.*samples must be positive(.|\n)*seed must be at least 0",
+    ):
         program.run(DiagnoseConfig(tmp_path, driving, seconds=0.0, samples=0, seed=-1))
     with pytest.raises(ValueError, match="no checkpoint in"):
         program.run(DiagnoseConfig(tmp_path, driving), Console(quiet=True))

@@ -216,7 +216,7 @@ def test_a_number_that_cannot_be_is_named(
     with pytest.raises(ValueError, match=rf"^{name} must be at least \d, got {value}$"):
         run(EvaluateConfig(checkpoint, dataset, output_dir=tmp_path / "out", **{name: value}), QUIET)
     if name == "seed":
-        with pytest.raises(ValueError, match="^seed must be at least 0, got -1$"):
+        with pytest.raises(ValueError, match=r"^seed must be at least 0, got -1$"):
             infer(open_subject(checkpoint, load_table(dataset), "cpu"), InferenceConfig(Path(), Path(), seed=-1))
 
 

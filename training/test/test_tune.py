@@ -319,7 +319,9 @@ class TestNodeFile:
     ) -> None:
         path = tmp_path / "node.yaml"
         path.write_text(text := f"dit_policy:\n  ros__parameters:\n    {lines}\n")
-        with pytest.raises(ValueError, match=r"node\.yaml is of a form .*; write sampler: VALUE, denoising_steps: VALUE"):
+        with pytest.raises(
+            ValueError, match=r"node\.yaml is of a form .*; write sampler: VALUE, denoising_steps: VALUE"
+        ):
             run(replace(config, parameters=path), QUIET)
         assert not config.output_dir.exists()
         assert path.read_text() == text

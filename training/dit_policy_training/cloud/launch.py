@@ -103,8 +103,8 @@ def _machine_problems(config: ModalTrainConfig) -> Iterator[str]:
             yield f"{name} must be positive, got {getattr(config, name)}"
     if config.attempts > MOST_ATTEMPTS:
         yield (
-            f"attempts must be at most {MOST_ATTEMPTS}, got {config.attempts}: Modal tries no more; a longer run goes on "
-            f"by another launch with --checkpoint_path={config.output_dir}/{CHECKPOINTS}/last"
+            f"attempts must be at most {MOST_ATTEMPTS}, got {config.attempts}: Modal tries no more; a longer run goes "
+            f"on by another launch with --checkpoint_path={config.output_dir}/{CHECKPOINTS}/last"
         )
     if config.upload is not None and config.dataset_path is None:
         yield f"upload {config.upload} needs --dataset_path, the place on the volume that it is put to"

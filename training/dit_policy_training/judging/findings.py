@@ -21,8 +21,8 @@ HEARD_WELL = 1.0  # below, the choice of the noise decides more of what it does 
 HEARD_ERROR = 0.25  # and by less than a quarter of its own error, it cannot be what the policy acts by
 WORSE = 1.1  # wrong words must cost: less than a tenth more error is within what another choice of moments gives
 LEANING = 0.25  # cameras that change a quarter of what the state does: the joints alone tell it what comes next
-# Of the recorded way: below, a task takes 1.7 times as long, if it is ever done. A policy that knows the way goes nearly
-# all of it (the demo's 0.94); one that takes the mean of two ways at right angles 0.7, of two opposite ones nothing.
+# Of the recorded way: below, a task takes 1.7 times as long, if it is ever done. A policy that knows the way goes
+# nearly all of it (the demo's 0.94); one that takes the mean of two ways at right angles 0.7, of opposite ones nothing.
 SHORT = 0.6
 STUCK = 0.2  # at one moving moment in five no motion: every chunk of a second may end the task there
 MORE_IDLE = 0.1  # beyond the data's own idleness, so that a task of waiting is not held against the policy
@@ -109,8 +109,8 @@ def _falling_short(diagnosis: Diagnosis) -> Iterator[Finding]:
             "falls_short",
             "problem",
             f"where the recorded robot moves, the predicted one goes {way:.0%} of the way",
-            "are the data's actions positions, in the state's units and in time with it? Otherwise it is not sure of the "
-            "way, and goes the mean of several: more --train_steps or episodes, and see what else is found here",
+            "are the data's actions positions, in the state's units and in time with it? Otherwise it is not sure of "
+            "the way, and goes the mean of several: more --train_steps or episodes, and see what else is found here",
         )
 
 
@@ -173,17 +173,15 @@ def _others(answers: list[Answer]) -> Answer | None:
     found = [answer for answer in answers if answer.asked.startswith(OTHER_INSTRUCTION)]
     if not found:
         return None
-    means = [
-        float(np.mean([getattr(one, name) for one in found]))
-        for name in ("error", "change", "change_share", "times_noise")
-    ]
-    return Answer(OTHER_INSTRUCTION, *means)
+    names = ("error", "change", "change_share", "times_noise")
+    error, change, share, times = (float(np.mean([getattr(one, name) for one in found])) for name in names)
+    return Answer(OTHER_INSTRUCTION, error, change, share, times)
 
 
 def _words_advice(config: PolicyConfig) -> str:
     return (
-        f"{_words_in_vision(config)}; {_guidance(config)}; --balance_tasks if one task outweighs; more episodes in which "
-        "the same scene is shown with each instruction, or the pictures alone tell the task"
+        f"{_words_in_vision(config)}; {_guidance(config)}; --balance_tasks if one task outweighs; more episodes in "
+        "which the same scene is shown with each instruction, or the pictures alone tell the task"
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dit_policy_training.conversion.report_style import STYLE
 from dit_policy_training.judging import drawing
-from dit_policy_training.judging.evaluation import FILM, STILL, Evaluation, on_samples, verdicts
+from dit_policy_training.judging.evaluation import FILM, STILL, Evaluation, on_samples, on_training, verdicts
 from dit_policy_training.judging.opening import place_of
 from dit_policy_training.judging.predictions import Predictions
 
@@ -98,7 +98,8 @@ def _head(report: Figures) -> str:
     return (
         f'<h1>{escape(report["checkpoint"])}</h1><div class="soft">on {escape(data["name"])}, {data["episodes"]} '
         f"episodes, {data['frames']:,} frames at {data['fps']} Hz &middot; error: mean |predicted &minus; recorded|, "
-        f'{escape(unit)}{note}</div>{tiles(pairs)}<div style="display:grid;gap:8px">{lines}</div>'
+        f"{escape(unit)}{note}. {escape(on_training(dict(report)))}</div>{tiles(pairs)}"
+        f'<div style="display:grid;gap:8px">{lines}</div>'
     )
 
 
@@ -317,7 +318,7 @@ def comparison_page(report: Figures) -> str:
         f"{report['settings']['moments']:,} moments, the same noise for all &middot; error: mean |predicted &minus; "
         f"recorded|, {escape(unit)}, of the {report['settings']['steps compared']} steps that all of them predict</div>"
     )
-    heads = ("Checkpoint", "Error", "Executed steps", "Horizon, executed", "Parameters", "Sampling")
+    heads = ("Checkpoint", "Error", "Executed steps", "Horizon, executed", "Parameters", "Sampling", "Trained on")
     rows = [
         [
             escape(one["name"]),
@@ -326,10 +327,11 @@ def comparison_page(report: Figures) -> str:
             f"{one['horizon']}, {one['n_action_steps']}",
             f"{one['parameters'] / 1e6:.1f} M",
             escape(one["sampling"]),
+            _trained_on(one["trained_on"]),
         ]
         for one in ranked
     ]
-    rows += [[escape(name), told(report, one["error"]), "", "", "", ""] for name, one in report["baselines"].items()]
+    rows += [[escape(name), told(report, one["error"]), *[""] * 5] for name, one in report["baselines"].items()]
     lines = [
         drawing.Line(one["name"], np.arange(len(one["by_step"])), scale * np.array(one["by_step"], dtype=float))
         for one in report["checkpoints"]
@@ -347,6 +349,10 @@ def comparison_page(report: Figures) -> str:
         settings_table(report["settings"]),
     ]
     return document(f"{len(ranked)} checkpoints compared", "".join(parts))
+
+
+def _trained_on(found: Figures | None) -> str:
+    return "not known" if found is None else f"{found['trained_on']} of {found['episodes']} episodes"
 
 
 def _left_out(report: Figures) -> str:

@@ -84,18 +84,18 @@ def run(config: DiagnoseConfig, console: Console | None = None) -> int:
     found = findings(diagnosis, subject.policy.config)
     console.print(Group(*_shown(diagnosis, found, subject.unit, config.seconds)))
     if config.output_dir is not None:
-        _write(diagnosis, found, config.output_dir)
+        _write(diagnosis, found, config.output_dir, subject.unit)
         console.print(f"{config.output_dir / REPORT}, {config.output_dir / PICTURE}", highlight=False)
     return 0
 
 
-def _write(diagnosis: Diagnosis, found: list[Finding], folder: Path) -> None:
+def _write(diagnosis: Diagnosis, found: list[Finding], folder: Path, unit: Unit) -> None:
     # matplotlib: seconds to import, and only here.
     from dit_policy_training.judging.diagnosis_picture import draw
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).write_text(diagnosis.to_json(found), encoding="utf-8")
-    draw(diagnosis, folder / PICTURE)
+    draw(diagnosis, folder / PICTURE, unit)
 
 
 def _shown(

@@ -29,14 +29,13 @@ from dit_policy_training.evaluate import SIMULATED_ARM
 from dit_policy_training.judging.colours import legible_on
 from dit_policy_training.judging.node_file import read_with, write_values
 from dit_policy_training.judging.opening import (
-    AS_RECORDED,
-    MILLIRADIANS,
     Subject,
     Unit,
     checkpoint_in,
     open_subject,
     robot_of,
     some_of,
+    unit_of,
 )
 from dit_policy_training.judging.rollouts import in_simulated_time
 from dit_policy_training.judging.tuning import (
@@ -126,7 +125,7 @@ class Study:
     @property
     def unit(self) -> Unit:
         """Of errors."""
-        return AS_RECORDED if self.robot is None else MILLIRADIANS
+        return unit_of(self.robot)
 
 
 def run(config: TuneConfig, console: Console | None = None) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from dit_policy_training.data.frames import gather, open_frames
 from dit_policy_training.data.table import Table, load_table
 from dit_policy_training.data.windows import Windows
 from dit_policy_training.diagnose import DiagnoseConfig
+from dit_policy_training.judging.colours import legible_on
 from dit_policy_training.judging.diagnosis import Diagnosis, amount_of_work, diagnose
 from dit_policy_training.judging.findings import Finding, findings
 from dit_policy_training.judging.idling import idling
 from dit_policy_training.judging.instructions import closest_pairs
 from dit_policy_training.judging.listening import AS_RECORDED, NO_STATE, OTHER_NOISE, Answer, listen
-from dit_policy_training.judging.opening import Subject
+from dit_policy_training.judging.opening import MILLIRADIANS, Subject
 from dit_policy_training.judging.predictions import Predictions
 from dit_policy_training.loop.policies import new_policy
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -352,6 +353,33 @@ def test_the_command_prints_and_writes(
     assert written["answers"][2]["words"] == {TASKS[0]: TASKS[1], TASKS[1]: TASKS[0]}
     picture = cv2.imread(str(tmp_path / "out" / "diagnosis.png"))
     assert len(np.unique(picture)) > 20
+
+
+def test_the_picture_can_be_read(sound_diagnosis: Diagnosis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dit_policy_training.judging.diagnosis_picture import draw
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    idling = replace(sound_diagnosis.idling, recorded=0.0, predicted=0.0, moments=123)
+    tasks = [replace(task, error=0.0123) for task in sound_diagnosis.tasks]
+    draw(replace(sound_diagnosis, idling=idling, tasks=tasks), tmp_path / "x.png", MILLIRADIANS)
+    (figure,) = drawn
+    figure.canvas.draw()
+    for axes in figure.axes[:2]:
+        assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
+    texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert "none of 123 chunks is idle" in texts[1][0]
+    assert [" 20 episodes, error 12.3 mrad"] * 2 == texts[2]
+    one = figure.axes[3].texts[0]
+    assert one.get_text() == "1.00"
+    assert one.get_color() == "white"  # on the darkest red
+
+
+@pytest.mark.parametrize(("grey", "colour"), [(0.0, "white"), (0.4, "white"), (0.55, "black"), (1.0, "black")])
+def test_text_on_a_cell_has_the_greater_contrast(grey: float, colour: str) -> None:
+    """By WCAG: white on 0.46 grey and black on it are 4.58 to 1 each."""
+    assert legible_on((grey, grey, grey, 1.0)) == colour
 
 
 def test_what_cannot_be_is_refused(sound: Subject, driving: Path, dataset: Path, tmp_path: Path) -> None:

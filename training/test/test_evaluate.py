@@ -11,7 +11,7 @@ import torch
 from dit_policy_training.data.frames import gather
 from dit_policy_training.data.table import Table, load_table
 from dit_policy_training.evaluate import EvaluateConfig, run
-from dit_policy_training.inference import InferenceConfig, infer
+from dit_policy_training.inference import InferenceConfig, draw, infer
 from dit_policy_training.inference import run as show
 from dit_policy_training.judging.evaluation import STILL, Choice, evaluate, figures
 from dit_policy_training.judging.opening import Subject, checkpoint_in, checkpoints_in, open_subject
@@ -136,6 +136,8 @@ def test_a_report_says_all_of_it_and_asks_for_nothing(checkpoint: Path, dataset:
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     for said in ("push the blue block", "turn", "lift", "stands still", "Error by step", 'id="e0"', "side", "hand"):
         assert said in page
+    assert page.count(">rad</text>") == 2 * (3 + 3)  # of every panel of chunks
+    assert page.count("recorded<i") == 3 + 3  # and a legend below
     assert page.count('class="recorded"') == 2 * (3 + 3)  # three episodes and three moments, two actions each
 
 
@@ -276,6 +278,28 @@ class TestInference:
         with Image.open(tmp_path / "outputs/inference.png") as picture:
             assert min(picture.size) > 300
             assert len(set(picture.convert("RGB").resize((60, 60)).getdata())) > 50
+
+    def test_a_folder_is_no_picture(self, checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=rf"output {tmp_path} is a folder; .* such as {tmp_path}/inference\.png"):
+            show(InferenceConfig(checkpoint, dataset, output=tmp_path), QUIET)
+        console = Console(record=True, width=200, file=(tmp_path / "said").open("w"))
+        show(InferenceConfig(checkpoint, dataset, samples=1, output=tmp_path / "moment"), console)
+        assert f"drawn to {tmp_path}/moment.png" in console.export_text()
+        assert (tmp_path / "moment.png").is_file()
+
+    def test_no_text_lies_on_another(self, subject: Subject) -> None:
+        """The figure's title on the cameras'; and the legend's title is no larger than its text."""
+        from matplotlib import pyplot
+
+        moment = infer(subject, InferenceConfig(Path(), Path(), episode=1, frame=4, samples=2))
+        figure = draw(subject, moment)
+        figure.canvas.draw()
+        title = figure._suptitle.get_window_extent()
+        assert not any(title.overlaps(axes.title.get_window_extent()) for axes in figure.axes)
+        (legend,) = [each for part in figure.subfigs for each in part.legends]
+        assert legend.get_title().get_fontsize() <= legend.get_texts()[0].get_fontsize()
+        assert {axes.get_ylabel() for axes in figure.axes} == {"", "rad"}
+        pyplot.close(figure)
 
     def test_a_moment_is_the_one_asked_for(self, subject: Subject, table: Table) -> None:
         config = InferenceConfig(Path(), Path(), episode=2, frame=3, samples=3)

@@ -89,7 +89,14 @@ def compare(
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """The ends of their paths, as short as tells them apart; a step's number has its run's name before it."""
+    """The ends of their paths, as short as tells them apart; a step's number has its run's name before it.
+
+    Raises ValueError for a checkpoint that is given twice: it differs from itself by nothing.
+    """
+    places = [folder.resolve() for folder in folders]
+    if twice := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        ways = " and ".join(str(folder) for folder in dict.fromkeys(twice))
+        raise ValueError(f"--checkpoints names a checkpoint twice: {ways}; give each once")
     paths = [folder.resolve() if folder.is_symlink() else folder.absolute() for folder in folders]
     parts = [[part for part in path.parts if part not in ("checkpoints", "/")] for path in paths]
     lengths = [2 if each[-1].isdecimal() else 1 for each in parts]
@@ -99,8 +106,8 @@ def names_of(folders: Sequence[Path]) -> list[str]:
             length + (names.count(name) > 1 and length < len(each))
             for name, length, each in zip(names, lengths, parts, strict=True)
         ]
-        if longer == lengths:  # whatever is still alike is given twice
-            return [name if names.count(name) == 1 else f"{name} ({n})" for n, name in enumerate(names)]
+        if longer == lengths:
+            return names
         lengths = longer
 
 

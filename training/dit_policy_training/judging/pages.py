@@ -76,8 +76,15 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -
 
 def settings_table(settings: Mapping[str, Any]) -> str:
     """How it was measured."""
-    rows = [(escape(name), escape(str(value))) for name, value in settings.items()]
+    rows = [(escape(name), escape(_listed(value))) for name, value in settings.items()]
     return f'<h2>How it was measured</h2><div class="card">{table(("", ""), rows, words=2)}</div>'
+
+
+def _listed(value: Any) -> str:
+    """A setting in words: neither Python's brackets nor its quotes."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {each}" for name, each in value.items())
+    return ", ".join(str(each) for each in value) if isinstance(value, list) else str(value)
 
 
 def _head(report: Figures) -> str:
@@ -227,14 +234,27 @@ def _fan(evaluation: Evaluation, place: int) -> str:
     panels = "".join(
         _panel(
             name,
-            drawing.chunks(time, recorded[:, index], [(time, chunk[:, index]) for chunk in found.samples[place]]),
+            drawing.chunks(
+                time,
+                recorded[:, index],
+                [(time, chunk[:, index]) for chunk in found.samples[place]],
+                subject.unit.recorded,
+            ),
         )
         for index, name in enumerate(subject.table.action_names)
     )
     return (
         f'<details class="ep"><summary><b>Among the widest: episode {episode}, frame {frame}</b>'
         f"<span>{escape(found.tasks[place])}</span></summary>"
-        f'<div class="inside">{_film(evaluation, np.array([row]))}<div class="panels">{panels}</div></div></details>'
+        f'<div class="inside">{_film(evaluation, np.array([row]))}<div class="panels">{panels}</div>'
+        f"{_legend('samples')}</div></details>"
+    )
+
+
+def _legend(predicted: str) -> str:
+    return (
+        '<div class="legend"><i style="background:var(--ink)"></i>recorded<i style="background:var(--c1)"></i>'
+        f"{predicted}</div>"
     )
 
 
@@ -254,7 +274,7 @@ def _episode(evaluation: Evaluation, number: int, found: Predictions) -> str:
         for start in shown:
             there = ~found.is_pad[start]
             drawn.append(((start + np.flatnonzero(there)) / fps, found.predicted[start, there, index]))
-        panels.append(_panel(name, drawing.chunks(time, found.recorded[:, 0, index], drawn)))
+        panels.append(_panel(name, drawing.chunks(time, found.recorded[:, 0, index], drawn, subject.unit.recorded)))
     scale = {"unit": {"scale": subject.unit.scale}}
     some = "" if len(shown) == len(found) else f", {len(shown)} of {len(found)} chunks drawn"
     return (
@@ -262,8 +282,7 @@ def _episode(evaluation: Evaluation, number: int, found: Predictions) -> str:
         f'<span class="soft small">error {told(scale, found.error)} {escape(subject.unit.name)}, {len(found)} frames, '
         f"chunks of {found.recorded.shape[1]} steps of which {executed} are executed{some}</span></summary>"
         f'<div class="inside">{_film(evaluation, found.rows)}<div class="panels">{"".join(panels)}</div>'
-        '<div class="legend"><i style="background:var(--ink)"></i>recorded<i style="background:var(--c1)"></i>'
-        "predicted chunks</div></div></details>"
+        f"{_legend('predicted chunks')}</div></details>"
     )
 
 
@@ -410,4 +429,6 @@ def _differences(report: Figures) -> str:
 
 
 def _signed(report: Figures, value: float) -> str:
-    return f"{'+' if value > 0 else '&minus;'}{told(report, abs(value))}"
+    size = told(report, abs(value))
+    sign = "+" if value > 0 else "&minus;"
+    return size if float(size) == 0 else f"{sign}{size}"  # what rounds to nothing has no sign

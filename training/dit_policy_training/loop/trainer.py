@@ -31,6 +31,7 @@ from dit_policy_training.data.sources import resolve
 from dit_policy_training.data.table import load_tables
 from dit_policy_training.data.windows import Windows
 from dit_policy_training.judging.held_out import episodes_of
+from dit_policy_training.judging.opening import unit_of
 from dit_policy_training.loop import pictures
 from dit_policy_training.loop.checkpoints import BEST, LAST, Checkpoints
 from dit_policy_training.loop.continuing import check_same_run
@@ -422,13 +423,13 @@ class Trainer:
         ):
             return
         path = self._config.output_dir / pictures.PREDICTIONS
-        pictures.predicted_actions(validation.predictions, self._table.action_names, path)
+        pictures.predicted_actions(validation.predictions, self._table, path)
         tracker.picture(path.stem, path, self._step)
 
     def _draw_curves(self, tracker: Tracker) -> None:
         if tracker.rows and self._config.tracking.pictures:
             path = self._config.output_dir / pictures.CURVES
-            pictures.curves(tracker.rows, path)
+            pictures.curves(tracker.rows, path, unit_of(self._table.embodiment))
             tracker.picture(path.stem, path, self._step)
 
     # What is kept

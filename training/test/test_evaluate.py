@@ -290,11 +290,12 @@ class TestInference:
     def test_no_text_lies_on_another(self, subject: Subject) -> None:
         """The figure's title on the cameras'; and the legend's title is no larger than its text."""
         from matplotlib import pyplot
+        from matplotlib.text import Text
 
         moment = infer(subject, InferenceConfig(Path(), Path(), episode=1, frame=4, samples=2))
         figure = draw(subject, moment)
         figure.canvas.draw()
-        title = figure._suptitle.get_window_extent()
+        (title,) = [each.get_window_extent() for each in figure.findobj(Text) if "mean |predicted" in each.get_text()]
         assert not any(title.overlaps(axes.title.get_window_extent()) for axes in figure.axes)
         (legend,) = [each for part in figure.subfigs for each in part.legends]
         assert legend.get_title().get_fontsize() <= legend.get_texts()[0].get_fontsize()

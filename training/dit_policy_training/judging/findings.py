@@ -238,7 +238,7 @@ def _cameras_alike(diagnosis: Diagnosis, names: list[str], together: str) -> Fin
     return Finding(
         "cameras_alike",
         "note",
-        f"the cameras show the same: blanked alone, none changes the prediction much ({each}), all together by "
+        f"the cameras may show the same: blanked alone, none changes the prediction much ({each}), all together by "
         f"{_change(diagnosis, together)}",
         "one of them could go, which makes every step cheaper; never all",
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table as TextTable
 
@@ -17,7 +16,8 @@ from dit_policy_training import cli
 from dit_policy_training.data.table import load_table
 from dit_policy_training.evaluate import progress_of
 from dit_policy_training.judging.comparison import best, compare, figures
-from dit_policy_training.judging.opening import checkpoints_in, rows_of_episodes, some_of
+from dit_policy_training.judging.held_out import Seen, rows_to_judge
+from dit_policy_training.judging.opening import checkpoints_in, some_of
 from dit_policy_training.judging.pages import comparison_page, told
 
 _MANY_TASKS = 5  # columns of the table
@@ -33,6 +33,7 @@ class CompareConfig:
     output_dir: Path = Path("outputs/compare")  # of report.html and report.json
     device: str = "cpu"  # cpu, cuda, cuda:1, ...
     episodes: list[int] = field(default_factory=list)  # only these
+    held_out: bool = False  # only episodes that all of the runs held out, which none was trained on
     max_samples: int = 0  # moments at most, drawn at random; 0: all
     batch_size: int = 64  # moments at a time
     seed: int = 0  # of the noise, and of the moments drawn
@@ -44,15 +45,14 @@ class CompareConfig:
 def run(config: CompareConfig, console: Console | None = None) -> dict[str, Any]:
     """Compare, write the reports, print the figures; what report.json holds."""
     console = console or Console()
-    if config.batch_size < 1 or config.max_samples < 0:
-        raise ValueError(
-            f"batch_size {config.batch_size} must be at least 1, max_samples {config.max_samples} at least 0"
-        )
+    for name, least in (("batch_size", 1), ("max_samples", 0), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
     folders = [folder for given in config.checkpoints for folder in checkpoints_in(Path(given))]
     if not folders:
         raise ValueError("no checkpoints: give --checkpoints='[FOLDER, FOLDER]'")
     table = load_table(config.dataset_path, config.embodiment)
-    rows = rows_of_episodes(table, config.episodes) if config.episodes else np.arange(len(table))
+    rows = rows_to_judge(table, folders, config.episodes, config.held_out)
     with progress_of(console) as advance:
         comparison = compare(
             folders,
@@ -91,6 +91,9 @@ def _print(report: dict[str, Any], console: Console) -> None:
     for name, one in report["baselines"].items():
         table.add_row(name, told(report, one["error"]), style="dim")
     console.print(table)
+    for one in report["checkpoints"]:
+        if one["trained_on"]:
+            console.print(f"- {one['name']}: {Seen(**one['trained_on'])}", highlight=False, markup=False)
     for name, why in report["left_out"].items():
         console.print(f"[yellow]left out[/yellow] {name}: ", end="", highlight=False)
         console.print(why, highlight=False, markup=False)

@@ -22,10 +22,15 @@ from dit_policy_training import cli
 from dit_policy_training.data.table import load_table
 from dit_policy_training.judging.diagnosis import Diagnosis, amount_of_work, diagnose
 from dit_policy_training.judging.findings import Finding, findings
+from dit_policy_training.judging.held_out import rows_to_judge
 from dit_policy_training.judging.opening import Unit, open_subject
 
 REPORT, PICTURE = "diagnosis.json", "diagnosis.png"
 MOST_ROWS = 12
+CLEAN = (
+    "nothing stands out: at these moments it attends to what it is given, and moves about as far as was recorded. "
+    "Whether it does the task, only the simulator or the robot tells."
+)
 
 
 @dataclass
@@ -36,6 +41,7 @@ class DiagnoseConfig:
     dataset_path: Path  # folder of a LeRobotDataset v3 of the same robot
     embodiment: Path | None = None  # the robot's YAML, for a dataset that brings none
     output_dir: Path | None = None  # folder for diagnosis.json and diagnosis.png; empty: they are not written
+    held_out: bool = False  # only episodes that the run held out, which it was not trained on
     seconds: float = 2.0  # from each episode's start, where the words must tell the task: later the arm's pose does
     samples: int = 256  # moments in those first seconds, and as many over whole episodes
     idle_motion: float = 0.01  # idle: no executed action gets further than this share of its range
@@ -50,6 +56,8 @@ class DiagnoseConfig:
             for name in ("seconds", "samples", "idle_motion", "batch_size")
             if not getattr(self, name) > 0
         ]
+        if self.seed < 0:
+            problems.append(f"seed must be at least 0, got {self.seed}")
         if problems:
             raise ValueError("settings that cannot be:\n  - " + "\n  - ".join(problems))
 
@@ -59,9 +67,10 @@ def run(config: DiagnoseConfig, console: Console | None = None) -> int:
     config.validate()
     console = console or Console()
     subject = open_subject(config.checkpoint_dir, load_table(config.dataset_path, config.embodiment), config.device)
+    among = rows_to_judge(subject.table, [subject.folder], held_out=config.held_out)
     columns = (TextColumn("asking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=amount_of_work(subject, config.seconds, config.samples))
+        task = progress.add_task("", total=amount_of_work(subject, config.seconds, config.samples, among))
         diagnosis = diagnose(
             subject,
             seconds=config.seconds,
@@ -69,49 +78,66 @@ def run(config: DiagnoseConfig, console: Console | None = None) -> int:
             idle_motion=config.idle_motion,
             seed=config.seed,
             batch_size=config.batch_size,
+            among=among,
             advance=lambda count: progress.advance(task, count),
         )
     found = findings(diagnosis, subject.policy.config)
     console.print(Group(*_shown(diagnosis, found, subject.unit, config.seconds)))
     if config.output_dir is not None:
-        _write(diagnosis, found, config.output_dir)
+        _write(diagnosis, found, config.output_dir, subject.unit)
         console.print(f"{config.output_dir / REPORT}, {config.output_dir / PICTURE}", highlight=False)
     return 0
 
 
-def _write(diagnosis: Diagnosis, found: list[Finding], folder: Path) -> None:
+def _write(diagnosis: Diagnosis, found: list[Finding], folder: Path, unit: Unit) -> None:
     # matplotlib: seconds to import, and only here.
     from dit_policy_training.judging.diagnosis_picture import draw
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).write_text(diagnosis.to_json(found), encoding="utf-8")
-    draw(diagnosis, folder / PICTURE)
+    draw(diagnosis, folder / PICTURE, unit)
 
 
 def _shown(
     diagnosis: Diagnosis, found: list[Finding], unit: Unit, seconds: float
 ) -> Iterator[TextTable | Padding | Text]:
     yield _attention(diagnosis, unit, seconds)
+    yield from _other_words(diagnosis)
     yield _tasks(diagnosis, unit)
     if diagnosis.pairs:
         yield _pairs(diagnosis)
     idle = diagnosis.idling
     yield Text(
         f"idle chunks: {idle.predicted:.0%} predicted, {idle.recorded:.0%} recorded; {idle.stuck:.0%} of those where "
-        f"the recorded robot moves. Idle frames in the data: {idle.idle_frames} ({idle.idle_frames_share:.0%})"
+        f"the recorded robot moves{_way(idle.way)}. Idle frames in the data: {idle.idle_frames} "
+        f"({idle.idle_frames_share:.0%})"
     )
     still = (
         ""
         if diagnosis.standing_still is None
         else f", of a robot that does not move {unit.of(diagnosis.standing_still)}"
     )
-    yield Text(f"error over whole episodes: {unit.of(diagnosis.error)} {unit.name}{still}\n")
+    yield Text(f"error over whole episodes: {unit.of(diagnosis.error)} {unit.name}{still}")
+    yield Text("" if diagnosis.seen is None else f"{diagnosis.seen}\n")
     for finding in found:
         style = "bold red" if finding.severity == "problem" else "bold"
         yield Text(f"{finding.severity}: {finding.found}", style=style)
         yield Padding(Text(finding.advice), (0, 0, 0, 4))
     if not found:
-        yield Text("nothing stands out", style="bold green")
+        yield Text(CLEAN, style="bold green")
+
+
+def _way(way: float | None) -> str:
+    return "" if way is None else f", where it goes {way:.0%} of the way"
+
+
+def _other_words(diagnosis: Diagnosis) -> Iterator[Text]:
+    """Which words took the place of which."""
+    for answer in diagnosis.answers:
+        pairs = [f"'{other}' for '{task}'" for task, other in answer.words.items()]
+        more = f", and {len(pairs) - MOST_ROWS} more" if len(pairs) > MOST_ROWS else ""
+        if pairs:
+            yield Text(f"{answer.asked}: {', '.join(pairs[:MOST_ROWS])}{more}")
 
 
 def _attention(diagnosis: Diagnosis, unit: Unit, seconds: float) -> TextTable:

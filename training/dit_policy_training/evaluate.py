@@ -19,12 +19,29 @@ from dit_policy_ros.policy.sampling import Sampling
 from dit_policy_training import cli
 from dit_policy_training.data.table import load_table
 from dit_policy_training.judging import rollouts
-from dit_policy_training.judging.evaluation import STILL, Choice, evaluate, figures, on_samples, verdicts
+from dit_policy_training.judging.evaluation import (
+    STILL,
+    Choice,
+    Evaluation,
+    evaluate,
+    figures,
+    on_samples,
+    on_training,
+    verdicts,
+)
 from dit_policy_training.judging.opening import Subject, open_subject
 from dit_policy_training.judging.pages import evaluation_page, told
 
 ClosedLoop = Literal["none", "simulated_time", "node"]
 SIMULATED_ARM = "sim_arm"
+_LEAST = {
+    "max_samples": 0,
+    "sampled_moments": 1,
+    "drawn_episodes": 0,
+    "batch_size": 1,
+    "seed": 0,
+    "closed_loop_episodes": 1,
+}
 
 
 @dataclass
@@ -38,6 +55,7 @@ class EvaluateConfig:
     device: str = "cpu"  # cpu, cuda, cuda:1, ...
     episode: int | None = None  # only this one
     episodes: list[int] = field(default_factory=list)  # only these
+    held_out: bool = False  # only episodes that the run held out, which it was not trained on
     max_samples: int = 0  # moments at most, drawn at random; 0: all
     samples: int = 8  # chunks of one moment from different noise, to see how far they are apart
     sampled_moments: int = 200  # moments of which so many chunks are predicted
@@ -52,11 +70,12 @@ class EvaluateConfig:
 
     def choice(self) -> Choice:
         """The same for the library. Raises ValueError for what cannot be."""
-        for name, least in (("max_samples", 0), ("sampled_moments", 1), ("drawn_episodes", 0), ("batch_size", 1)):
+        for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         return Choice(
             episodes=[*self.episodes, *([] if self.episode is None else [self.episode])],
+            held_out=self.held_out,
             most=self.max_samples,
             samples=self.samples,
             sampled_moments=self.sampled_moments,
@@ -77,15 +96,21 @@ def run(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any
     with progress_of(console) as advance:
         evaluation = evaluate(subject, choice, advance)
     report = figures(evaluation)
-    if config.closed_loop != "none":
+    _write(evaluation, report, config.output_dir)
+    _print(report, console)
+    if config.closed_loop != "none":  # after the rest is written: the simulator may fail, or be interrupted
         with console.status("in closed loop"):
             report["closed_loop"] = _closed_loop(subject, config)
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    (config.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (config.output_dir / "report.html").write_text(evaluation_page(evaluation, report), encoding="utf-8")
-    _print(report, console)
+        _write(evaluation, report, config.output_dir)
+        _print_closed_loop(report["closed_loop"], console)
     console.print(f"{config.output_dir / 'report.html'}, report.json", highlight=False, soft_wrap=True)
     return report
+
+
+def _write(evaluation: Evaluation, report: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / "report.html").write_text(evaluation_page(evaluation, report), encoding="utf-8")
 
 
 def check_closed_loop(subject: Subject, way: ClosedLoop) -> None:
@@ -99,6 +124,14 @@ def check_closed_loop(subject: Subject, way: ClosedLoop) -> None:
 
 
 def _closed_loop(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
+    try:
+        return _rolled_out(subject, config)
+    except rollouts.ClosedLoopError as error:
+        page = config.output_dir / "report.html"
+        raise rollouts.ClosedLoopError(f"the closed loop failed; all else is in {page}\n{error}") from error
+
+
+def _rolled_out(subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
     given = {name: getattr(config, name) for name in ("sampler", "denoising_steps", "guidance_scale")}
     parameters = {name: value for name, value in given.items() if value}
     if config.closed_loop == "node":
@@ -144,14 +177,17 @@ def _print(report: dict[str, Any], console: Console) -> None:
         still = [told(report, task[STILL])] if STILL in report["baselines"] else []
         table.add_row(task["task"], told(report, task["error"]), told(report, task["error_executed"]), *still)
     console.print(table)
-    for text in [*(text for _, text in verdicts(report)), on_samples(report)]:
-        console.print(f"- {text}", highlight=False)
-    if found := report.get("closed_loop"):
-        console.print(
-            f"- Closed loop {found['how']}: {found['success']} of {found['episodes']} succeeded, the wrong block moved "
-            f"{found['wrong_block']} times, {found['refused']} chunks refused.",
-            highlight=False,
-        )
+    for text in [*(text for _, text in verdicts(report)), on_training(report), on_samples(report)]:
+        if text:
+            console.print(f"- {text}", highlight=False)
+
+
+def _print_closed_loop(found: dict[str, Any], console: Console) -> None:
+    console.print(
+        f"- Closed loop {found['how']}: {found['success']} of {found['episodes']} succeeded, the wrong block moved "
+        f"{found['wrong_block']} times, {found['refused']} chunks refused.",
+        highlight=False,
+    )
 
 
 def main() -> int:

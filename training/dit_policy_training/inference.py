@@ -20,7 +20,7 @@ from dit_policy_ros.policy.sampling import Sampling
 from dit_policy_training import cli
 from dit_policy_training.data.frames import gather
 from dit_policy_training.data.table import load_table
-from dit_policy_training.judging.opening import Subject, open_subject, place_of, rows_of_episodes
+from dit_policy_training.judging.opening import PRISMATIC, Subject, open_subject, place_of, rows_of_episodes
 from dit_policy_training.judging.predictions import Predictions, predict
 
 OUTPUT = Path("outputs/inference.png")
@@ -58,8 +58,9 @@ class Moment:
 
 def infer(subject: Subject, config: InferenceConfig) -> Moment:
     """Predict at the moment that the options choose. Raises ValueError for one that is not there."""
-    if config.samples < 1:
-        raise ValueError(f"samples must be at least 1, got {config.samples}")
+    for name, least in (("samples", 1), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
     row = choose(subject, config)
     rows = np.array([row])
     sampling = Sampling(config.sampler or None, config.denoising_steps or None, config.guidance_scale or None)
@@ -105,7 +106,7 @@ def draw(subject: Subject, moment: Moment) -> Any:
     if above is not None:
         _draw_pictures(above, subject, moment, lines, columns)
     _draw_actions(below, subject, moment, panels, columns)
-    (above or below).suptitle(_title(subject, moment), fontsize=10, x=0.01, ha="left")
+    figure.suptitle(_title(subject, moment), fontsize=10, x=0.01, ha="left")
     return figure
 
 
@@ -161,13 +162,21 @@ def _draw_actions(figure: Any, subject: Subject, moment: Moment, lines: int, col
         axis.set_xlabel("s from now", fontsize=8)
         axis.tick_params(labelbottom=True)
     for axis in axes[: len(table.action_names) : columns]:
-        axis.set_ylabel("rad (or m)" if subject.embodiment is not None else "units", fontsize=8)
+        axis.set_ylabel(subject.unit.recorded, fontsize=8)
     handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
     title = "dotted: where the executed steps end"
+    if subject.embodiment is not None:
+        title += f"; {subject.unit.recorded}, {PRISMATIC}"
     if moment.asked_otherwise is not None:
         title += f"; other words: '{moment.other_words}'"
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=8, title=title
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=len(handles),
+        fontsize=8,
+        title=title,
+        title_fontsize=8,
     )
 
 
@@ -181,6 +190,7 @@ def run(config: InferenceConfig, console: Console | None = None) -> int:
     import matplotlib
 
     console = console or Console()
+    path = _png(config.output or OUTPUT)
     window = config.output is None and has_screen()
     if not window:
         matplotlib.use("Agg")
@@ -202,11 +212,17 @@ def run(config: InferenceConfig, console: Console | None = None) -> int:
         if pyplot.get_backend().lower() != "agg":
             pyplot.show()
             return 0
-    path = config.output or OUTPUT
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     console.print(f"drawn to {path}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _png(output: Path) -> Path:
+    """The file to draw to; raises ValueError for a folder."""
+    if output.is_dir():
+        raise ValueError(f"output {output} is a folder; give the name of a PNG in it, such as {output / OUTPUT.name}")
+    return output if output.suffix else output.with_suffix(".png")
 
 
 def main() -> int:

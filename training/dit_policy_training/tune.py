@@ -8,7 +8,8 @@ config/dit_policy.yaml, the best values into it. Interrupted, the same command g
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,16 +26,16 @@ from dit_policy_ros.policy.sampling import Sampling, samplers_of
 from dit_policy_training import cli
 from dit_policy_training.data.table import load_table
 from dit_policy_training.evaluate import SIMULATED_ARM
-from dit_policy_training.judging.node_file import with_values, write_values
+from dit_policy_training.judging.colours import legible_on
+from dit_policy_training.judging.node_file import read_with, write_values
 from dit_policy_training.judging.opening import (
-    AS_RECORDED,
-    MILLIRADIANS,
     Subject,
     Unit,
     checkpoint_in,
     open_subject,
     robot_of,
     some_of,
+    unit_of,
 )
 from dit_policy_training.judging.rollouts import in_simulated_time
 from dit_policy_training.judging.tuning import (
@@ -51,8 +52,9 @@ from dit_policy_training.judging.tuning import (
 
 How = Literal["auto", "simulator", "offline"]
 _CAUTION = (
-    "Offline nothing closes the loop, and few denoising steps come near to the mean of what the policy could do, whose "
-    "error is small even where there are two ways and the mean is none: try the best, and others, on the robot."
+    "Offline nothing closes the loop: how soon the robot must react, which fewer n_action_steps would serve, it cannot "
+    "know; and few denoising steps come near to the mean of what the policy could do, whose error is small even where "
+    "there are two ways and the mean is none. Try the best, and its neighbours, on the robot."
 )
 
 
@@ -64,12 +66,10 @@ class TuneConfig:
     how: How = "auto"  # simulator: of the simulated arm's policy; offline: on a dataset; auto: simulator if it can be
     dataset_path: Path | None = None  # folder of a LeRobotDataset v3; in the simulator it adds the error to the success
     embodiment: Path | None = None  # the robot's YAML, for a dataset that brings none
-    n_action_steps: list[int] = field(
-        default_factory=list
-    )  # to try; empty: a quarter, half and all of a chunk, the checkpoint's
+    n_action_steps: list[int] = field(default_factory=list)  # to try; empty: 1/4, 1/2, all of a chunk, the checkpoint's
     denoising_steps: list[int] = field(default_factory=lambda: [2, 5, 10])  # to try
     samplers: list[str] = field(default_factory=list)  # to try; empty: all of the policy's but ddpm
-    guidance_scale: float = 0.0  # of the instruction; 0: as the checkpoint says
+    guidance_scale: list[float] = field(default_factory=list)  # of the instruction, to try; empty: the checkpoint's
     episodes: int = 20  # scenes in the simulator, for each combination
     latency: float | None = None  # s that a chunk takes in the simulator; empty: what this machine takes
     workers: int = 1  # simulators at the same time
@@ -88,14 +88,23 @@ class TuneConfig:
             if getattr(self, name) < 1
         ]
         problems += [
+            f"{name} must be at least 0, got {value}"
+            for name, value in (("latency", self.latency), ("seed", self.seed))
+            if value is not None and not 0 <= value < inf
+        ]
+        problems += [
             f"{name} must be whole numbers of at least 1, got {getattr(self, name)}"
             for name in ("n_action_steps", "denoising_steps")
             if any(value < 1 for value in getattr(self, name))
         ]
+        if any(not 0 < value < inf for value in self.guidance_scale):
+            problems.append(f"guidance_scale must be numbers above 0, got {self.guidance_scale}")
         if not self.denoising_steps:
             problems.append("denoising_steps needs at least one number to try")
         if self.output_parameters is not None and self.parameters is None:
             problems.append("output_parameters needs --parameters, the file that it is a copy of")
+        if self.output_parameters is not None and self.output_parameters.is_dir():
+            problems.append(f"output_parameters {self.output_parameters} is a folder; give the name of a file in it")
         if problems:
             raise ValueError("settings that cannot be:\n  - " + "\n  - ".join(problems))
 
@@ -116,7 +125,7 @@ class Study:
     @property
     def unit(self) -> Unit:
         """Of errors."""
-        return AS_RECORDED if self.robot is None else MILLIRADIANS
+        return unit_of(self.robot)
 
 
 def run(config: TuneConfig, console: Console | None = None) -> dict[str, Any]:
@@ -124,7 +133,7 @@ def run(config: TuneConfig, console: Console | None = None) -> dict[str, Any]:
     console = console or Console()
     config.validate()
     if config.parameters is not None:  # found out before the work, not after it
-        with_values(config.parameters.read_text(encoding="utf-8"), {"n_action_steps": 0}, str(config.parameters))
+        read_with(config.parameters, _values(Combination("dpm_solver++", 1, 1)))
     study = prepare(config)
     record = Record(config.output_dir / "tune.json", _question(config, study))
     known = len([one for one in study.combinations if one in record.measured])
@@ -142,16 +151,21 @@ def run(config: TuneConfig, console: Console | None = None) -> dict[str, Any]:
     every = [record.measured[one] for one in study.combinations]
     chosen, why = best_of(every, study.fps)
     choice = {"best": chosen.plain(), "why": why, "unit": study.unit.name, "scale": study.unit.scale}
+    choice |= {} if study.simulated else {"caution": _CAUTION}
     record.write(choice)
     draw(every, chosen, study, config.output_dir / "tune.png")
     _print(every, chosen, why, study, console)
     if config.parameters is not None:
         target = config.output_parameters or config.parameters
-        values = {name: getattr(chosen.combination, name) for name in ("n_action_steps", "denoising_steps", "sampler")}
-        for line in write_values(config.parameters, values, config.output_parameters):
+        for line in write_values(config.parameters, _values(chosen.combination), config.output_parameters):
             console.print(f"{target}: {line}", highlight=False, soft_wrap=True)
     console.print(f"{config.output_dir / 'tune.png'}, tune.json", highlight=False, soft_wrap=True)
     return choice
+
+
+def _values(chosen: Combination) -> dict[str, int | float | str]:
+    """The node's parameters of a combination. All of it: what the file says else would not be what was measured."""
+    return asdict(chosen)
 
 
 def prepare(config: TuneConfig) -> Study:
@@ -184,15 +198,17 @@ def combinations_of(config: TuneConfig, policy: PolicyConfig) -> list[Combinatio
     if executed[-1] > most:
         raise ValueError(f"n_action_steps {executed[-1]}: a chunk of this policy has {most} steps from now on")
     samplers = config.samplers or [name for name in samplers_of(policy.objective) if name != "ddpm"]
-    for sampler in samplers:
-        for steps in config.denoising_steps:
-            Sampling(sampler, steps, config.guidance_scale or None).resolve(policy)
-    return [
-        Combination(sampler, steps, n)
+    scales = sorted({float(scale) for scale in config.guidance_scale or [policy.guidance_scale]})
+    combinations = [
+        Combination(sampler, steps, n, scale)
         for sampler in dict.fromkeys(samplers)
+        for scale in scales
         for steps in sorted(set(config.denoising_steps))
         for n in executed
     ]
+    for sampling in dict.fromkeys(one.sampling for one in combinations):
+        sampling.resolve(policy)
+    return combinations
 
 
 def _question(config: TuneConfig, study: Study) -> dict[str, Any]:
@@ -205,8 +221,8 @@ def _question(config: TuneConfig, study: Study) -> dict[str, Any]:
         "episodes": config.episodes if study.simulated else 0,
         "latency": config.latency,
         "max_samples": config.max_samples,
-        "guidance_scale": config.guidance_scale,
         "seed": config.seed,
+        "device": config.device,  # of the time of a chunk, and of the latency that follows from it
     }
 
 
@@ -214,13 +230,12 @@ def _measurements(config: TuneConfig, study: Study, record: Record) -> Iterator[
     """What is not known yet, each as soon as it is done."""
     left = [one for one in study.combinations if one not in record.measured]
     if not study.simulated:
-        for (sampler, steps), found in _errors(config, study, left):
-            for n, (error, seam) in found.items():
-                milliseconds = study.clock.milliseconds(sampler, steps)
-                yield Measured(Combination(sampler, steps, n), milliseconds, error, seam)
+        for found in _errors(config, study, left):
+            for one, (error, seam) in found.items():
+                yield Measured(one, study.clock.milliseconds(one.sampling), error, seam)
         return
-    timed = {one: study.clock.milliseconds(one.sampler, one.denoising_steps) for one in left}
-    errors = dict(_errors(config, study, left))
+    timed = {one: study.clock.milliseconds(one.sampling) for one in left}
+    errors = {one: told for found in _errors(config, study, left) for one, told in found.items()}
     with ThreadPoolExecutor(config.workers) as pool:
         jobs = {pool.submit(_roll_out, config, study, one, timed[one]): one for one in left}
         try:
@@ -231,14 +246,14 @@ def _measurements(config: TuneConfig, study: Study, record: Record) -> Iterator[
             raise
 
 
-Errors = dict[tuple[str, int], dict[int, tuple[float, float | None]]]
+Errors = dict[Combination, tuple[float, float | None]]
 
 
 def _simulated(
     job: "Future[dict[str, Any]]", one: Combination, timed: dict[Combination, float], errors: Errors
 ) -> Measured:
     found = job.result()
-    error, seam = errors.get((one.sampler, one.denoising_steps), {}).get(one.n_action_steps, (None, None))
+    error, seam = errors.get(one, (None, None))
     return Measured(
         combination=one,
         chunk_ms=timed[one],
@@ -252,20 +267,19 @@ def _simulated(
     )
 
 
-def _errors(
-    config: TuneConfig, study: Study, left: Sequence[Combination]
-) -> Iterator[tuple[tuple[str, int], dict[int, tuple[float, float | None]]]]:
-    """On the dataset, if there is one: sampler and denoising steps, and (error, seam) by n_action_steps."""
+def _errors(config: TuneConfig, study: Study, left: Sequence[Combination]) -> Iterator[Errors]:
+    """On the dataset, if there is one: (error, seam) of those combinations that a sampling serves, together."""
     subject = study.subject
     if subject is None:
         return
     rows = some_of(np.arange(len(subject.table)), config.max_samples, config.seed)
-    offline = Offline(subject, rows, config.seed, guidance_scale=config.guidance_scale or None)
-    executed: dict[tuple[str, int], list[int]] = {}
+    offline = Offline(subject, rows, config.seed)
+    together: dict[Sampling, dict[int, Combination]] = {}
     for one in left:
-        executed.setdefault((one.sampler, one.denoising_steps), []).append(one.n_action_steps)
-    for which, numbers in executed.items():
-        yield which, offline.measure(*which, numbers)
+        together.setdefault(one.sampling, {})[one.n_action_steps] = one
+    for sampling, by_number in together.items():
+        found = offline.measure(sampling, list(by_number))
+        yield {by_number[n]: told for n, told in found.items()}
 
 
 def _roll_out(config: TuneConfig, study: Study, one: Combination, milliseconds: float) -> dict[str, Any]:
@@ -275,11 +289,10 @@ def _roll_out(config: TuneConfig, study: Study, one: Combination, milliseconds: 
         "n_action_steps": one.n_action_steps,
         "denoising_steps": one.denoising_steps,
         "sampler": one.sampler,
+        "guidance_scale": one.guidance_scale,
         "latency": round(milliseconds / 1e3, 3) if config.latency is None else config.latency,
         "device": config.device,
     }
-    if config.guidance_scale:
-        options["guidance_scale"] = config.guidance_scale
     return in_simulated_time(study.checkpoint, options)
 
 
@@ -292,37 +305,36 @@ def _progress(console: Console, known: int, total: int) -> Iterator[Any]:
 
 
 def draw(every: Sequence[Measured], chosen: Measured, study: Study, path: Path) -> None:
-    """A heat map a sampler, the value in each cell, the best framed."""
+    """A heat map a sampler and guidance scale, the value in each cell, the best framed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.patches import Rectangle
 
-    samplers = list(dict.fromkeys(one.combination.sampler for one in every))
+    maps = list(dict.fromkeys((one.combination.sampler, one.combination.guidance_scale) for one in every))
     steps = sorted({one.combination.denoising_steps for one in every})
     executed = sorted({one.combination.n_action_steps for one in every})
     known = {one.combination: one for one in every}
     values = {one: _value(known[one], study) for one in known}
     low, high = (0.0, 1.0) if study.simulated else (min(values.values()), max(values.values()))
-    size = (max(1.5 * len(steps), 3.2) * len(samplers) + 1.6, 0.95 * len(executed) + 2.2)
-    figure, axes = pyplot.subplots(1, len(samplers), figsize=size, squeeze=False, layout="constrained")
+    size = (max(1.5 * len(steps), 3.2) * len(maps) + 1.6, 0.95 * len(executed) + 2.2)
+    figure, axes = pyplot.subplots(1, len(maps), figsize=size, squeeze=False, layout="constrained")
     shades = "YlGn" if study.simulated else "YlGn_r"
     image = None
-    for axis, sampler in zip(axes[0], samplers, strict=True):
-        cells = np.array([[values[Combination(sampler, s, n)] for s in steps] for n in executed])
+    for axis, (sampler, scale) in zip(axes[0], maps, strict=True):
+        cells = np.array([[values[Combination(sampler, s, n, scale)] for s in steps] for n in executed])
         image = axis.imshow(cells, cmap=shades, vmin=low, vmax=high, aspect="auto")
         for y, n in enumerate(executed):
             for x, s in enumerate(steps):
-                one = known[Combination(sampler, s, n)]
-                dark = (cells[y, x] - low) / max(high - low, 1e-12)
-                dark = dark if study.simulated else 1 - dark
-                colour = "white" if dark > 0.75 else "black"
+                one = known[Combination(sampler, s, n, scale)]
+                colour = legible_on(image.cmap(image.norm(cells[y, x])))
                 axis.text(x, y, _cell(one, study), ha="center", va="center", fontsize=9, color=colour)
                 if one == chosen:
                     frame = Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, edgecolor="tab:red", linewidth=2.5)
                     axis.add_patch(frame)
-        axis.set(title=sampler, xlabel="denoising_steps")
+        title = sampler if all(each == 1 for _, each in maps) else f"{sampler}, guidance {scale:g}"
+        axis.set(title=title, xlabel="denoising_steps")
         axis.set_xticks(range(len(steps)), [str(each) for each in steps])
         axis.set_yticks(range(len(executed)), [str(each) for each in executed])
     axes[0, 0].set_ylabel("n_action_steps")
@@ -349,7 +361,8 @@ def _cell(one: Measured, study: Study) -> str:
 
 def _print(every: Sequence[Measured], chosen: Measured, why: str, study: Study, console: Console) -> None:
     table = TextTable(title=f"{study.checkpoint}", title_justify="left", caption=f"errors in {study.unit.name}")
-    for heading in ("sampler", "denoising", "executed"):
+    guided = any(one.combination.guidance_scale != 1 for one in every)
+    for heading in ("sampler", "denoising", "executed", *(["guidance"] if guided else [])):
         table.add_column(heading)
     numbers = ["ms a chunk", *(["success", "wrong", "refused"] if study.simulated else [])]
     numbers += ["error", "jump", "score"] if chosen.error is not None else []
@@ -357,7 +370,8 @@ def _print(every: Sequence[Measured], chosen: Measured, why: str, study: Study, 
         table.add_column(heading, justify="right")
     for one in every:
         what = one.combination
-        row = [what.sampler, str(what.denoising_steps), str(what.n_action_steps), f"{one.chunk_ms:.0f}"]
+        row = [what.sampler, str(what.denoising_steps), str(what.n_action_steps)]
+        row += [*([f"{what.guidance_scale:g}"] if guided else []), f"{one.chunk_ms:.0f}"]
         if study.simulated:
             row += [f"{one.success} of {one.episodes}", str(one.wrong_block), str(one.refused)]
         if chosen.error is not None:
@@ -367,9 +381,7 @@ def _print(every: Sequence[Measured], chosen: Measured, why: str, study: Study, 
     console.print(table)
     console.print(f"best: {chosen.combination}: {why}", highlight=False, soft_wrap=True)
     if not study.simulated:
-        console.print(
-            "Offline nothing closes the loop: try the best, and its neighbours, on the robot.", highlight=False
-        )
+        console.print(_CAUTION, highlight=False, soft_wrap=True)
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ from dit_policy_ros.policy.tiny_clip import make_tiny_clip
 
 
 def toy_checkpoint(
-    dataset: Path, folder: Path, seed: int = 0, objective: str = "flow_matching", **changes: int
+    dataset: Path, folder: Path, seed: int = 0, objective: str = "flow_matching", **changes: float
 ) -> Path:
     """A checkpoint folder whose weights are random, with the dataset's own statistics and embodiment."""
     table = load_table(dataset)

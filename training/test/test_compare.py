@@ -64,9 +64,13 @@ def test_checkpoints_are_compared_over_the_steps_that_all_of_them_have(
     assert least in printed.split("checkpoint")[-1].split("000")[0] + printed
 
 
-def test_the_same_checkpoint_twice_cannot_be_told_apart(runs: Path, dataset: Path, tmp_path: Path) -> None:
-    twice = [runs / "a/checkpoints/000100", runs / "a/checkpoints/000100"]
+def test_what_is_the_same_cannot_be_told_apart(runs: Path, dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "a/checkpoints/000100", tmp_path / "copy")
+    twice = [runs / "a/checkpoints/000100", tmp_path / "copy"]
     report = run(CompareConfig(twice, dataset, output_dir=tmp_path, max_samples=20), QUIET)
+    page = (tmp_path / "report.html").read_text()
+    assert "&minus;0.0" not in page
+    assert "a/000100: 7, copy: 7" in page  # steps of each
     assert report["differences"][0] | {"of": "", "to": ""} == {
         "of": "",
         "to": "",
@@ -75,6 +79,15 @@ def test_the_same_checkpoint_twice_cannot_be_told_apart(runs: Path, dataset: Pat
         "high": 0.0,
         "sure": False,
     }
+
+
+def test_a_checkpoint_given_twice_is_refused(runs: Path, dataset: Path, tmp_path: Path) -> None:
+    one = runs / "a/checkpoints/000100"
+    (tmp_path / "link").symlink_to(one)
+    for twice in ([one, one], [runs / "a", one], [one, tmp_path / "link"]):
+        with pytest.raises(ValueError, match=r"--checkpoints names a checkpoint twice: .*000100"):
+            run(CompareConfig(twice, dataset, output_dir=tmp_path / "out"), QUIET)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_does_not_fit_is_left_out_and_told(runs: Path, dataset: Path, tmp_path: Path) -> None:

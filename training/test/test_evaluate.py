@@ -11,7 +11,7 @@ import torch
 from dit_policy_training.data.frames import gather
 from dit_policy_training.data.table import Table, load_table
 from dit_policy_training.evaluate import EvaluateConfig, run
-from dit_policy_training.inference import InferenceConfig, infer
+from dit_policy_training.inference import InferenceConfig, draw, infer
 from dit_policy_training.inference import run as show
 from dit_policy_training.judging.evaluation import STILL, Choice, evaluate, figures
 from dit_policy_training.judging.opening import Subject, checkpoint_in, checkpoints_in, open_subject
@@ -136,6 +136,8 @@ def test_a_report_says_all_of_it_and_asks_for_nothing(checkpoint: Path, dataset:
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     for said in ("push the blue block", "turn", "lift", "stands still", "Error by step", 'id="e0"', "side", "hand"):
         assert said in page
+    assert page.count(">rad</text>") == 2 * (3 + 3)  # of every panel of chunks
+    assert page.count("recorded<i") == 3 + 3  # and a legend below
     assert page.count('class="recorded"') == 2 * (3 + 3)  # three episodes and three moments, two actions each
 
 
@@ -178,6 +180,46 @@ def test_a_robot_that_nobody_has_described_is_measured_in_the_datasets_units(
     assert (report["error"], report["by_step"]) == (described["error"], described["by_step"])
     with pytest.raises(ValueError, match="is of a robot that is not described: leave it out"):
         run(EvaluateConfig(folders[1], folders[0], closed_loop="simulated_time", **common), QUIET)
+
+
+def simulated(checkpoint: Path, folder: Path) -> Path:
+    """The same policy, said to be of the arm that there is a simulator of."""
+    shutil.copytree(checkpoint, folder)
+    text = (folder / "embodiment.yaml").read_text()
+    (folder / "embodiment.yaml").write_text(text.replace("name: toy", "name: sim_arm"))
+    return folder
+
+
+def test_a_loop_that_fails_leaves_the_rest_and_one_that_does_not_adds_to_it(
+    checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> dict[str, object]:
+        raise ClosedLoopError("the simulator fell over")
+
+    found = {"how": "by a test", "success": 3, "episodes": 4, "wrong_block": 1, "refused": 0, "results": []}
+    common = {"output_dir": tmp_path / "out", "samples": 2, "sampled_moments": 2, "max_samples": 10}
+    config = EvaluateConfig(simulated(checkpoint, tmp_path / "arm"), dataset, closed_loop="simulated_time", **common)
+    monkeypatch.setattr("dit_policy_training.judging.rollouts.in_simulated_time", broken)
+    with pytest.raises(ClosedLoopError, match=r"(?s)all else is in .*out/report\.html.*the simulator fell over"):
+        run(config, QUIET)
+    kept = json.loads((tmp_path / "out/report.json").read_text())
+    assert kept["settings"]["moments"] == 10
+    assert "Error by step" in (tmp_path / "out/report.html").read_text()
+    monkeypatch.setattr("dit_policy_training.judging.rollouts.in_simulated_time", lambda *_: found)
+    assert run(config, QUIET) == kept | {"closed_loop": found}
+    assert json.loads((tmp_path / "out/report.json").read_text()) == kept | {"closed_loop": found}
+    assert "3 of 4" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize(("name", "value"), [("closed_loop_episodes", 0), ("seed", -1)])
+def test_a_number_that_cannot_be_is_named(
+    checkpoint: Path, dataset: Path, tmp_path: Path, name: str, value: int
+) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be at least \d, got {value}$"):
+        run(EvaluateConfig(checkpoint, dataset, output_dir=tmp_path / "out", **{name: value}), QUIET)
+    if name == "seed":
+        with pytest.raises(ValueError, match=r"^seed must be at least 0, got -1$"):
+            infer(open_subject(checkpoint, load_table(dataset), "cpu"), InferenceConfig(Path(), Path(), seed=-1))
 
 
 @pytest.mark.timeout(300)
@@ -236,6 +278,29 @@ class TestInference:
         with Image.open(tmp_path / "outputs/inference.png") as picture:
             assert min(picture.size) > 300
             assert len(set(picture.convert("RGB").resize((60, 60)).getdata())) > 50
+
+    def test_a_folder_is_no_picture(self, checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=rf"output {tmp_path} is a folder; .* such as {tmp_path}/inference\.png"):
+            show(InferenceConfig(checkpoint, dataset, output=tmp_path), QUIET)
+        console = Console(record=True, width=200, file=(tmp_path / "said").open("w"))
+        show(InferenceConfig(checkpoint, dataset, samples=1, output=tmp_path / "moment"), console)
+        assert f"drawn to {tmp_path}/moment.png" in console.export_text()
+        assert (tmp_path / "moment.png").is_file()
+
+    def test_no_text_lies_on_another(self, subject: Subject) -> None:
+        """The figure's title on the cameras'; and the legend's title is no larger than its text."""
+        from matplotlib import pyplot
+        from matplotlib.text import Text
+
+        moment = infer(subject, InferenceConfig(Path(), Path(), episode=1, frame=4, samples=2))
+        figure = draw(subject, moment)
+        figure.canvas.draw()
+        (title,) = [each.get_window_extent() for each in figure.findobj(Text) if "mean |predicted" in each.get_text()]
+        assert not any(title.overlaps(axes.title.get_window_extent()) for axes in figure.axes)
+        (legend,) = [each for part in figure.subfigs for each in part.legends]
+        assert legend.get_title().get_fontsize() <= legend.get_texts()[0].get_fontsize()
+        assert {axes.get_ylabel() for axes in figure.axes} == {"", "rad"}
+        pyplot.close(figure)
 
     def test_a_moment_is_the_one_asked_for(self, subject: Subject, table: Table) -> None:
         config = InferenceConfig(Path(), Path(), episode=2, frame=3, samples=3)

@@ -14,6 +14,7 @@ import torch
 from dit_policy_training.data.frames import gather, open_frames
 from dit_policy_training.data.table import Table, load_table
 from dit_policy_training.data.windows import Windows
+from dit_policy_training.judging.opening import unit_of
 from dit_policy_training.judging.predictions import predict
 from dit_policy_training.loop.options import TrainConfig, ValidationConfig
 from dit_policy_training.loop.pictures import curves, predicted_actions, sample_frames
@@ -253,7 +254,7 @@ def test_pictures_are_drawn(
     before = torch.get_rng_state()
     sample_frames(policy, gather(windows, frames, rows), tmp_path / "samples.png")
     assert torch.equal(torch.get_rng_state(), before)
-    predicted_actions(predict(policy, windows, frames, rows), table.action_names, tmp_path / "predictions.png")
+    predicted_actions(predict(policy, windows, frames, rows), table, tmp_path / "predictions.png")
     for name in ("samples", "predictions"):
         assert is_drawn(tmp_path / f"{name}.png")
 
@@ -274,6 +275,56 @@ def test_pictures_are_drawn(
 def test_curves_of_any_rows_are_drawn(rows: list[dict[str, float]], tmp_path: Path) -> None:
     curves(rows, tmp_path / "curves.png")
     assert is_drawn(tmp_path / "curves.png")
+
+
+def texts_drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Filled with all texts of the figures that are written from now on."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    found: list[str] = []
+    save = Figure.savefig
+
+    def saved(figure: Figure, *args: object, **options: object) -> None:
+        found.extend(text.get_text() for text in figure.findobj(Text))
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    return found
+
+
+def test_pictures_say_units_and_places(
+    policy: MultitaskDiTPolicy, table: Table, windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = table.episode_starts[[0, 2]] + 3
+    texts = texts_drawn(monkeypatch)
+    predicted_actions(predict(policy, windows, open_frames(table), rows), table, tmp_path / "predictions.png")
+    places = [text.splitlines()[:2] for text in texts if text.startswith("episode")]
+    assert places == [["episode 0", "frame 3"], ["episode 2", "frame 3"]]
+    assert [text for text in texts if text.startswith("held-out moments, in rad:")]
+    assert "s from now" in texts
+    texts.clear()
+    measured = {"step": 5, "validation_loss": 0.3, "validation_action_error": 0.1, "seconds": 1.0}
+    curves([measured], tmp_path / "curves.png", unit_of(table.embodiment))
+    assert "action error (rad)" in texts
+    curves([measured], tmp_path / "curves.png")
+    assert "action error (units of the dataset)" in texts
+
+
+def test_no_legend_covers_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    overlaps: list[bool] = []
+
+    def looked_at(figure: Figure, *_: object, **__: object) -> None:
+        figure.canvas.draw()
+        for axes in figure.axes:
+            if axes.get_legend() is not None:
+                overlaps.append(axes.get_legend().get_window_extent().overlaps(axes.get_window_extent()))
+
+    monkeypatch.setattr(Figure, "savefig", looked_at)
+    curves([row(step, validation_loss=1.0, validation_action_error=1.0) for step in range(1, 9)], tmp_path / "x.png")
+    assert overlaps == [False] * 3
 
 
 def test_no_rows_are_no_curves(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import draccus
 import modal
 import pytest
+import yaml
 from dit_policy_training import train_modal
 from dit_policy_training.cloud import modal_app
 from dit_policy_training.cloud.job import Job, MoreToDo, RunFailed, command, last_step, run_job
@@ -51,6 +52,7 @@ def test_what_can_be_launched_is_not_refused(launched: ModalTrainConfig, tmp_pat
     check_machine(launched)
     check_run(launched)
     check_volume(launched, Folder(tmp_path))
+    check_machine(replace(launched, attempts=11))
     for gpu in GPUS:
         check_machine(replace(launched, gpu_type=gpu))
     goes_on = ModalTrainConfig(output_dir=Path("runs/toy"), checkpoint_path=Path("runs/toy/checkpoints/last"))
@@ -70,6 +72,11 @@ def test_what_can_be_launched_is_not_refused(launched: ModalTrainConfig, tmp_pat
         ({"timeout_hours": 0.01}, r"timeout_hours must be above 0\.083"),
         ({"num_cpus": 0.0, "memory_amount": -1}, r"num_cpus must be positive, got 0\.0\n.*memory_amount must"),
         ({"output_dir": Path("/runs/toy")}, r"output_dir /runs/toy must be relative to the volume dit_policy"),
+        ({"attempts": 12}, r"attempts must be at most 11, got 12: .*--checkpoint_path=runs/toy/checkpoints/last"),
+        (
+            {"upload": Path("here"), "dataset_path": None, "dataset_repo_id": "toy/toy"},
+            r"upload here needs --dataset_path, the place on the volume",
+        ),
         ({"dataset_path": Path("../toy")}, r"dataset_path \.\./toy must be relative"),
     ],
 )
@@ -263,6 +270,34 @@ def test_an_attempt_trains_and_one_whose_time_is_up_goes_on(
     assert run_job(longer, tmp_path, commit, poll=0.2) == stopped + 2
     assert [row["step"] for row in rows_of(output)] == list(range(1, stopped + 3))
     assert commits[-1] == stopped + 2
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_began_from_weights_goes_on_and_does_not_begin_again(
+    on_volume: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Though the file of settings says that it begins: `finetune`, from other weights, and `overwrite`."""
+    output = tmp_path / "runs/toy"
+    assert run_job(replace(on_volume, output_dir="runs/base", arguments=arguments("base", 4)), tmp_path, no, 0.2) == 4
+    settings = yaml.safe_load(on_volume.settings)
+    del settings["policy"]  # it is the weights'
+    begins = {"finetune": True, "overwrite": True, "checkpoint_path": "runs/base/checkpoints/last"}
+    job = replace(on_volume, settings=yaml.safe_dump(settings | begins))
+    assert run_job(replace(job, arguments=arguments("toy", 4)), tmp_path, no, 0.2) == 4
+    begun = rows_of(output)
+    assert run_job(replace(job, arguments=arguments("toy", 8)), tmp_path, no, 0.2) == 8
+    assert rows_of(output)[:4] == begun
+    assert [row["step"] for row in rows_of(output)] == list(range(1, 9))
+    first = draccus.parse(TrainConfig, output / "config.yaml", args=[])
+    assert first.finetune  # as it began
+
+
+def arguments(name: str, steps: int) -> list[str]:
+    return ["--dataset_path=datasets/toy", f"--output_dir=runs/{name}", f"--train_steps={steps}"]
+
+
+def no() -> None:
+    """Nothing is committed."""
 
 
 @pytest.mark.timeout(300)

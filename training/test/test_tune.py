@@ -49,7 +49,7 @@ def test_offline_figures_are_those_of_the_predicted_chunks(checkpoint: Path, dat
     table = load_table(dataset)
     subject = open_subject(checkpoint, table, "cpu")
     starts = np.array([0, 7, 40, len(table) - 1])
-    found = Offline(subject, starts, seed=4).measure("euler", 2, [2, 7])
+    found = Offline(subject, starts, seed=4).measure(Sampling("euler", 2), [2, 7])
     every = predict(
         subject.policy, subject.windows, subject.frames, np.arange(len(table)), sampling=Sampling("euler", 2), seed=4
     )
@@ -68,7 +68,7 @@ def test_a_study_leaves_a_map_a_record_and_the_best(config: TuneConfig) -> None:
     choice = run(config, QUIET)
     document = json.loads((config.output_dir / "tune.json").read_text())
     combinations = [tuple(one["combination"].values()) for one in document["measured"]]
-    assert sorted(combinations) == [(s, d, n) for s in ("euler", "heun") for d in (1, 3) for n in (2, 7)]
+    assert sorted(combinations) == [(s, d, n, 1.0) for s in ("euler", "heun") for d in (1, 3) for n in (2, 7)]
     assert document["best"] == choice["best"]
     assert choice["best"] in document["measured"]
     assert document["why"].endswith(".")
@@ -77,16 +77,14 @@ def test_a_study_leaves_a_map_a_record_and_the_best(config: TuneConfig) -> None:
 
 
 def test_interrupted_it_goes_on_with_what_is_left(config: TuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, int, list[int]]] = []
+    asked: list[tuple[str | None, int | None, list[int]]] = []
     measure = Offline.measure
 
-    def watched(self: Offline, sampler: str, steps: int, executed: list[int]) -> Any:
-        asked.append((sampler, steps, list(executed)))
-        if len(asked) == 1 and not resumed:
-            return measure(self, sampler, steps, executed)
-        if not resumed:
+    def watched(self: Offline, sampling: Sampling, executed: list[int]) -> Any:
+        asked.append((sampling.sampler, sampling.denoising_steps, list(executed)))
+        if len(asked) > 1 and not resumed:
             raise KeyboardInterrupt
-        return measure(self, sampler, steps, executed)
+        return measure(self, sampling, executed)
 
     resumed = False
     monkeypatch.setattr(Offline, "measure", watched)
@@ -102,6 +100,49 @@ def test_interrupted_it_goes_on_with_what_is_left(config: TuneConfig, monkeypatc
     assert asked == []
     run(replace(config, max_samples=10), QUIET)  # another question
     assert len(asked) == 4
+
+
+def test_offline_says_what_it_cannot_know(config: TuneConfig, tmp_path: Path) -> None:
+    console = Console(record=True, width=400, file=(tmp_path / "said").open("w"))
+    caution = run(replace(config, denoising_steps=[1], n_action_steps=[2], samplers=["euler"]), console)["caution"]
+    assert "how soon the robot must react" in caution
+    assert "few denoising steps come near to the mean" in caution
+    assert caution in console.export_text()
+
+
+def test_another_device_is_another_question(config: TuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its chunks take another time."""
+    asked = [tune._question(replace(config, device=device), tune.prepare(config)) for device in ("cpu", "cuda")]
+    assert asked[0] != asked[1]
+
+
+def test_guidance_is_tried_timed_and_written(
+    dataset: Path, tmp_path: Path, config: TuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[Sampling] = []
+
+    def milliseconds(_: Clock, sampling: Sampling) -> float:
+        timed.append(sampling)
+        return 5.0
+
+    monkeypatch.setattr(Clock, "milliseconds", milliseconds)
+    guided = toy_checkpoint(dataset, tmp_path / "guided", instruction_dropout=0.1)
+    parameters = tmp_path / "node.yaml"
+    parameters.write_text(PARAMETERS.read_text())
+    few = replace(config, checkpoint_dir=guided, denoising_steps=[2], n_action_steps=[4], samplers=["euler"])
+    few = replace(few, parameters=parameters, guidance_scale=[3.0, 1.5])
+    best = run(few, QUIET)["best"]
+    measured = json.loads((few.output_dir / "tune.json").read_text())["measured"]
+    assert [one["combination"]["guidance_scale"] for one in measured] == [1.5, 3.0]
+    assert measured[0]["error"] != measured[1]["error"]
+    assert set(timed) == {Sampling("euler", 2, 1.5), Sampling("euler", 2, 3.0)}
+    written = yaml.safe_load(parameters.read_text())["/**/dit_policy"]["ros__parameters"]
+    assert written["guidance_scale"] == best["combination"]["guidance_scale"]
+    run(replace(few, guidance_scale=[]), QUIET)  # what stands there of before is not what is measured now
+    written = yaml.safe_load(parameters.read_text())["/**/dit_policy"]["ros__parameters"]
+    assert written["guidance_scale"] == 1.0
+    with pytest.raises(ValueError, match=r"guidance_scale must be numbers above 0, got \[0.0\]"):
+        run(replace(few, guidance_scale=[0.0]), QUIET)
 
 
 class TestChoice:
@@ -163,7 +204,9 @@ def test_in_the_simulator_success_is_what_its_reports_say(
     monkeypatch.setattr(tune, "in_simulated_time", rolled_out)
     monkeypatch.setattr(Clock, "milliseconds", lambda *_: 50.0)
     choice = run(replace(config, checkpoint_dir=folder, dataset_path=None, episodes=5, seed=3, workers=2), QUIET)
-    assert choice["best"]["combination"] == {"sampler": "heun", "denoising_steps": 1, "n_action_steps": 7}
+    best = {"sampler": "heun", "denoising_steps": 1, "n_action_steps": 7, "guidance_scale": 1.0}
+    assert choice["best"]["combination"] == best
+    assert "caution" not in choice
     assert choice["best"]["success"] == 5
     assert len(asked) == 8
     assert {options["seed"] for options in asked} == {500_003}
@@ -178,6 +221,7 @@ def test_in_the_simulator_success_is_what_its_reports_say(
         ({"n_action_steps": [8]}, "n_action_steps 8: a chunk of this policy has 7 steps"),
         ({"samplers": ["ddim"]}, "ddim"),
         ({"workers": 0, "denoising_steps": [0]}, r"workers must be at least 1, got 0\n  - denoising_steps must"),
+        ({"latency": -0.1, "seed": -1}, r"latency must be at least 0, got -0.1\n  - seed must be at least 0, got -1"),
         ({"parameters": ROOT / "config/sim.yaml"}, "has no parameters of a node dit_policy"),
     ],
 )
@@ -233,6 +277,56 @@ class TestNodeFile:
         old = yaml.safe_load(text)
         ((_, before),) = old.get("left", old).items()
         assert node["ros__parameters"] == before["ros__parameters"] | VALUES
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "dit_policy:\n  ros__parameters:\n    sampler:\n    device: cpu\n",
+            "dit_policy:\n  ros__parameters:\n    sampler:   # none\n    denoising_steps:\n",
+            "dit_policy:\n  ros__parameters: {}\n",
+            "left: {dit_policy: {ros__parameters: {}}}\n",
+            "dit_policy: {ros__parameters: {sampler: , device: cpu}}\n",
+        ],
+    )
+    def test_values_and_sections_that_are_empty(self, text: str, tmp_path: Path) -> None:
+        path = tmp_path / "node.yaml"
+        path.write_text(text)
+        write_values(path, VALUES)
+        before, after = (yaml.safe_load(each) for each in (text, path.read_text()))
+        before, after = (each.get("left", each)["dit_policy"]["ros__parameters"] for each in (before, after))
+        assert after == before | VALUES
+        assert ("# none" in path.read_text()) == ("# none" in text)
+
+    def test_line_ends_stay(self, tmp_path: Path) -> None:
+        path = tmp_path / "node.yaml"
+        path.write_bytes(b"dit_policy:\r\n  ros__parameters:\r\n    sampler: ddim # x\r\n")
+        write_values(path, VALUES)
+        lines = path.read_bytes().split(b"\n")
+        assert len(lines) == 6
+        assert all(line.endswith(b"\r") for line in lines[:-1])
+
+    @pytest.mark.parametrize(
+        "lines",
+        [
+            "sampler: &s 'ddim'\n    other: *s",
+            "other: &s 'ddim'\n    sampler: *s",
+            "sampler: |\n      ddim\n    a: 1",
+            "sampler: | # x\n      ddim",
+        ],
+    )
+    def test_forms_that_cannot_be_changed_are_refused_before_anything_is_measured(
+        self, lines: str, tmp_path: Path, config: TuneConfig
+    ) -> None:
+        path = tmp_path / "node.yaml"
+        path.write_text(text := f"dit_policy:\n  ros__parameters:\n    {lines}\n")
+        with pytest.raises(
+            ValueError, match=r"node\.yaml is of a form .*; write sampler: VALUE, denoising_steps: VALUE"
+        ):
+            run(replace(config, parameters=path), QUIET)
+        assert not config.output_dir.exists()
+        assert path.read_text() == text
+        with pytest.raises(ValueError, match=r"output_parameters .* is a folder"):
+            run(replace(config, parameters=path, output_parameters=tmp_path), QUIET)
 
     def test_a_file_of_something_else_is_refused(self, tmp_path: Path) -> None:
         two = "a:\n  dit_policy: {ros__parameters: {device: cpu}}\nb:\n  dit_policy: {ros__parameters: {device: cpu}}\n"

@@ -81,10 +81,12 @@ def command(arguments: Sequence[str], processes: int) -> list[str]:
 
 
 def continued(job: Job) -> list[str]:
-    """The arguments of an attempt that goes on: what was chosen at first holds, what begins a run does not."""
+    """The arguments of an attempt that goes on: what was chosen at first holds, what begins a run does not, be it said
+    there or in the file of settings.
+    """
     beginnings = ("--checkpoint_path", "--finetune", "--overwrite")
     kept = [argument for argument in job.arguments if argument.partition("=")[0] not in beginnings]
-    return [*kept, f"--checkpoint_path={job.output_dir}/checkpoints/last"]
+    return [*kept, f"--checkpoint_path={job.output_dir}/checkpoints/last", "--finetune=false", "--overwrite=false"]
 
 
 def last_step(output: Path) -> int:

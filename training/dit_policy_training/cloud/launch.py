@@ -25,6 +25,7 @@ GPUS = (  # as modal.com/docs/guide/gpu lists them
 )
 MOST_GPUS, MOST_A10 = 8, 4
 MOST_HOURS = 24.0  # modal.com/docs/guide/timeouts
+MOST_ATTEMPTS = 11  # a first one, and 10 retries: modal.com/docs/reference/modal.Retries
 GRACE = 300.0  # seconds of an attempt that are left for its last checkpoint
 CHECKPOINTS = "checkpoints"
 
@@ -37,7 +38,7 @@ class ModalTrainConfig(TrainConfig):
     num_cpus: float = 16.0  # cores
     memory_amount: int = 65536  # MiB; pictures that are cached take cache_limit_gb of it
     timeout_hours: float = 10.0  # of an attempt, at most 24: then it saves, and the next goes on
-    attempts: int = 10  # after which a run that is not at its end stays where it is
+    attempts: int = 10  # at most 11, after which a run that is not at its end stays where it is
     modal_volume_name: str = "dit_policy"  # where datasets and runs are; all paths are relative to it
     upload: Path | None = None  # folder of a dataset on this machine, put to dataset_path on the volume first
     detach: bool = False  # do not wait for it: it goes on when this machine is switched off
@@ -100,6 +101,13 @@ def _machine_problems(config: ModalTrainConfig) -> Iterator[str]:
     for name in ("num_cpus", "memory_amount", "attempts"):
         if not getattr(config, name) > 0:
             yield f"{name} must be positive, got {getattr(config, name)}"
+    if config.attempts > MOST_ATTEMPTS:
+        yield (
+            f"attempts must be at most {MOST_ATTEMPTS}, got {config.attempts}: Modal tries no more; a longer run goes "
+            f"on by another launch with --checkpoint_path={config.output_dir}/{CHECKPOINTS}/last"
+        )
+    if config.upload is not None and config.dataset_path is None:
+        yield f"upload {config.upload} needs --dataset_path, the place on the volume that it is put to"
     for name, path in _paths(config):
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             yield f"{name} {path} must be relative to the volume {config.modal_volume_name}, such as datasets/my_task"

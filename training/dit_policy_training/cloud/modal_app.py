@@ -90,7 +90,7 @@ def make_app(config: ModalTrainConfig, volume: modal.Volume, tokens: dict[str, s
         cpu=config.num_cpus,
         memory=config.memory_amount,
         timeout=round(3600 * config.timeout_hours),
-        retries=modal.Retries(max_retries=min(config.attempts - 1, 10), backoff_coefficient=1.0, initial_delay=5.0),
+        retries=modal.Retries(max_retries=config.attempts - 1, backoff_coefficient=1.0, initial_delay=5.0),
         volumes={ROOT: volume},
         secrets=[modal.Secret.from_dict(dict(tokens))] if tokens else [],
         single_use_containers=True,

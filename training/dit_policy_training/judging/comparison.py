@@ -5,7 +5,7 @@ all of them predict, so that a longer chunk is not worse for reaching farther.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from dit_policy_ros.policy.sampling import Sampling
 from dit_policy_training.data.frames import open_frames
 from dit_policy_training.data.table import Table
 from dit_policy_training.judging.evaluation import MEAN, STILL, plain
+from dit_policy_training.judging.held_out import Seen, seen_of
 from dit_policy_training.judging.opening import Subject, Unit, open_subject
 from dit_policy_training.judging.predictions import Predictions, mean_over, predict, standing_still
 
@@ -35,6 +36,7 @@ class Rival:
     parameters: int
     chosen: str  # sampler and denoising steps
     still: np.ndarray | None
+    seen: Seen | None  # of the judged episodes, in training; None where that is not known
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,14 @@ def compare(
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """The ends of their paths, as short as tells them apart; a step's number has its run's name before it."""
+    """The ends of their paths, as short as tells them apart; a step's number has its run's name before it.
+
+    Raises ValueError for a checkpoint that is given twice: it differs from itself by nothing.
+    """
+    places = [folder.resolve() for folder in folders]
+    if twice := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        ways = " and ".join(str(folder) for folder in dict.fromkeys(twice))
+        raise ValueError(f"--checkpoints names a checkpoint twice: {ways}; give each once")
     paths = [folder.resolve() if folder.is_symlink() else folder.absolute() for folder in folders]
     parts = [[part for part in path.parts if part not in ("checkpoints", "/")] for path in paths]
     lengths = [2 if each[-1].isdecimal() else 1 for each in parts]
@@ -97,8 +106,8 @@ def names_of(folders: Sequence[Path]) -> list[str]:
             length + (names.count(name) > 1 and length < len(each))
             for name, length, each in zip(names, lengths, parts, strict=True)
         ]
-        if longer == lengths:  # whatever is still alike is given twice
-            return [name if names.count(name) == 1 else f"{name} ({n})" for n, name in enumerate(names)]
+        if longer == lengths:
+            return names
         lengths = longer
 
 
@@ -140,6 +149,7 @@ def _rival(
         parameters=sum(weight.numel() for weight in subject.policy.parameters()),
         chosen=f"{chosen.sampler} {chosen.denoising_steps}",
         still=standing_still(subject.policy, subject.windows, rows),
+        seen=seen_of(subject.folder, subject.table, rows),
     )
 
 
@@ -170,6 +180,7 @@ def _figures_of(comparison: Comparison, rival: Rival) -> dict[str, Any]:
         "step": rival.step,
         "parameters": rival.parameters,
         "sampling": rival.chosen,
+        "trained_on": None if rival.seen is None else asdict(rival.seen),
         "horizon": rival.predictions.recorded.shape[1],
         "n_action_steps": rival.executed,
         "error": float(np.nanmean(distances)),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dit_policy_training.data.table import Table
+from dit_policy_training.judging.held_out import Seen, seen_of
 from dit_policy_training.judging.idling import Idling, idling
 from dit_policy_training.judging.instructions import Pair, Task, closest_pairs, tasks_of
 from dit_policy_training.judging.listening import Answer, listen, ways
@@ -31,6 +32,7 @@ class Diagnosis:
     idling: Idling
     tasks: list[Task]
     pairs: list[Pair]
+    seen: Seen | None = None  # of the judged episodes, in training; None where that is not known
 
     def answer(self, asked: str) -> Answer | None:
         """The answer in the first seconds, None if it was not asked."""
@@ -42,10 +44,15 @@ class Diagnosis:
         return json.dumps(_finite(document), indent=1) + "\n"
 
 
-def rows_to_ask(table: Table, seconds: float, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Moments in the first `seconds` of episodes, and over whole episodes; at most `samples` each, evenly spread."""
-    rows = np.arange(len(table))
-    return _spread(np.flatnonzero(rows - table.episode_start < seconds * table.fps), samples), _spread(rows, samples)
+def rows_to_ask(
+    table: Table, seconds: float, samples: int, among: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Moments in the first `seconds` of episodes, and over whole episodes; at most `samples` each, evenly spread.
+
+    `among`: rows of the episodes to ask about; None: all.
+    """
+    rows = np.arange(len(table)) if among is None else among
+    return _spread(rows[rows - table.episode_start[rows] < seconds * table.fps], samples), _spread(rows, samples)
 
 
 def diagnose(
@@ -56,11 +63,15 @@ def diagnose(
     idle_motion: float = 0.01,
     seed: int = 0,
     batch_size: int = 64,
+    among: np.ndarray | None = None,
     advance: Advance | None = None,
 ) -> Diagnosis:
-    """Measure everything; `advance` is told of every moment that is done, of `amount_of_work` in all."""
+    """Measure everything, at moments of the rows `among` (None: all).
+
+    `advance` is told of every moment that is done, of `amount_of_work` in all.
+    """
     policy, windows, table = subject.policy, subject.windows, subject.table
-    start, whole = rows_to_ask(table, seconds, samples)
+    start, whole = rows_to_ask(table, seconds, samples, among)
     frames = SomeFrames(subject.frames, windows, np.union1d(start, whole), policy)
     ask = {"seed": seed, "batch_size": batch_size, "advance": advance}
     answers, _ = listen(policy, windows, frames, start, **ask)  # type: ignore[arg-type]
@@ -73,16 +84,17 @@ def diagnose(
         whole=over_all,
         standing_still=None if still is None else float(np.nanmean(usual.distances_of(still))),
         error=usual.error,
-        idling=idling(usual, windows, subject.executed, idle_motion),
+        idling=idling(usual, windows, subject.executed, idle_motion, still),
         tasks=tasks_of(policy, table, usual),
         pairs=closest_pairs(policy, table.tasks),
+        seen=seen_of(subject.folder, table, np.union1d(start, whole)),
     )
 
 
-def amount_of_work(subject: Subject, seconds: float, samples: int) -> int:
+def amount_of_work(subject: Subject, seconds: float, samples: int, among: np.ndarray | None = None) -> int:
     """How many moments `diagnose` asks about, each way of asking counted."""
     each = sum(1 for _ in ways(subject.policy, subject.windows))
-    return each * sum(len(rows) for rows in rows_to_ask(subject.table, seconds, samples))
+    return each * sum(len(rows) for rows in rows_to_ask(subject.table, seconds, samples, among))
 
 
 def _spread(rows: np.ndarray, samples: int) -> np.ndarray:

@@ -6,9 +6,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from dit_policy_training.judging.colours import legible_on
 from dit_policy_training.judging.diagnosis import Diagnosis
 from dit_policy_training.judging.findings import HEARD_NOISE
 from dit_policy_training.judging.listening import AS_RECORDED, OTHER_NOISE
+from dit_policy_training.judging.opening import Unit
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -18,13 +20,13 @@ BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.6"
 MOST_TASKS = 20
 
 
-def draw(diagnosis: Diagnosis, path: Path) -> None:
-    """Write the PNG."""
+def draw(diagnosis: Diagnosis, path: Path, unit: Unit) -> None:
+    """Write the PNG; errors are told in `unit`."""
     figure, axes = plt.subplots(2, 2, figsize=(13, 9), constrained_layout=True)
     figure.suptitle(f"{diagnosis.checkpoint} on {diagnosis.dataset}", fontsize=10)
     _attention(axes[0, 0], diagnosis)
     _idling(axes[0, 1], diagnosis)
-    _tasks(axes[1, 0], diagnosis)
+    _tasks(axes[1, 0], diagnosis, unit)
     _words(axes[1, 1], diagnosis)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -44,7 +46,7 @@ def _attention(axes: Axes, diagnosis: Diagnosis) -> None:
     axes.axvline(HEARD_NOISE, color="black", linestyle=":", label="below: it does not attend")
     axes.axvline(1, color=GREY)
     axes.set(title="how far the prediction moves", xlabel="times what other noise alone does")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)  # beside the bars
     axes.grid(alpha=0.3, axis="x")
 
 
@@ -63,17 +65,26 @@ def _idling(axes: Axes, diagnosis: Diagnosis) -> None:
         ylabel="share of moments",
         ylim=(0, 1),
     )
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     axes.grid(alpha=0.3, axis="y")
+    if idle.moments == 0:
+        _say(axes, "no moment whose executed steps all lie in its episode was asked")
+    elif idle.recorded == idle.predicted == 0:
+        _say(axes, f"none of {idle.moments} chunks is idle,\nneither recorded nor predicted")
 
 
-def _tasks(axes: Axes, diagnosis: Diagnosis) -> None:
+def _say(axes: Axes, why: str) -> None:
+    """Why there is nothing in a panel."""
+    axes.text(0.5, 0.5, why, ha="center", va="center", color="0.35", transform=axes.transAxes)
+
+
+def _tasks(axes: Axes, diagnosis: Diagnosis, unit: Unit) -> None:
     tasks = sorted(diagnosis.tasks, key=lambda task: task.frames)[:MOST_TASKS]
     places = np.arange(len(tasks))
     axes.barh(places, [task.frames for task in tasks], color="lightsteelblue")
     axes.set_yticks(places, ["\n".join(textwrap.wrap(task.task, 28)) for task in tasks], fontsize=8)
     for place, task in zip(places, tasks, strict=True):
-        error = "" if task.error is None else f", error {task.error:.3g}"
+        error = "" if task.error is None else f", error {unit.of(task.error)} {unit.name}"
         axes.annotate(f" {task.episodes} episodes{error}", (0, place), va="center", fontsize=8)
     rest = "" if len(tasks) == len(diagnosis.tasks) else f", the {len(tasks)} smallest of {len(diagnosis.tasks)}"
     axes.set(title=f"tasks{rest}", xlabel="frames")
@@ -83,16 +94,18 @@ def _words(axes: Axes, diagnosis: Diagnosis) -> None:
     names = list(dict.fromkeys(name for pair in diagnosis.pairs for name in (pair.one, pair.other)))[:MOST_TASKS]
     if not names:
         axes.set_axis_off()
+        _say(axes, "no two instructions to compare, or a policy that reads none")
         return
     cosines = np.eye(len(names))
     for pair in diagnosis.pairs:
         if pair.one in names and pair.other in names:
             i, j = sorted((names.index(pair.one), names.index(pair.other)))
             cosines[i, j], cosines[j, i] = pair.projected, pair.tower
-    axes.imshow(cosines, vmin=-1, vmax=1, cmap="coolwarm")
+    shown = axes.imshow(cosines, vmin=-1, vmax=1, cmap="coolwarm")
     if len(names) <= 8:
         for i, j in np.ndindex(cosines.shape):
-            axes.text(j, i, f"{cosines[i, j]:.2f}", ha="center", va="center", fontsize=8)
+            colour = legible_on(shown.cmap(shown.norm(cosines[i, j])))
+            axes.text(j, i, f"{cosines[i, j]:.2f}", ha="center", va="center", fontsize=8, color=colour)
     short = ["\n".join(textwrap.wrap(name, 22)) for name in names]
     axes.set_yticks(range(len(names)), short, fontsize=8)
     axes.set_xticks(range(len(names)), short, fontsize=7, rotation=20 if len(names) <= 4 else 90)

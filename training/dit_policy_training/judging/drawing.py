@@ -71,12 +71,12 @@ def curves(
     return f'<div class="chart">{_svg(frame, body)}<div class="legend">{legend}</div></div>'
 
 
-def chunks(time: np.ndarray, recorded: np.ndarray, drawn: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+def chunks(time: np.ndarray, recorded: np.ndarray, drawn: Sequence[tuple[np.ndarray, np.ndarray]], y_label: str) -> str:
     """What was recorded over time, (N,), and predicted chunks of it, each with its times; in light lines below it."""
     every = [recorded, *(values for _, values in drawn)]
     frame = _frame([time, *(times for times, _ in drawn)], every, 340, 170)
     lines = "".join(_polylines(frame, times, values, "chunk") for times, values in drawn)
-    body = _axes(frame, "s", "") + lines + _polylines(frame, time, recorded, "recorded")
+    body = _axes(frame, "s", y_label) + lines + _polylines(frame, time, recorded, "recorded")
     return f'<div class="chart">{_svg(frame, body)}</div>'
 
 

@@ -6,12 +6,13 @@ than any single one, and the error of one says little.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dit_policy_ros.policy.sampling import AS_CONFIGURED, Sampling
+from dit_policy_training.judging.held_out import Seen, rows_to_judge, seen_of
 from dit_policy_training.judging.opening import Subject, place_of, rows_of_episodes, some_of
 from dit_policy_training.judging.predictions import Predictions, mean_over, predict, standing_still
 
@@ -24,6 +25,7 @@ class Choice:
     """Which moments are looked at, and how: `most` moments (0: all) of `episodes` (empty: all)."""
 
     episodes: Sequence[int] = ()
+    held_out: bool = False  # instead: those that the checkpoint's run held out
     most: int = 0
     samples: int = 8  # of each of sampled_moments
     sampled_moments: int = 200
@@ -46,6 +48,7 @@ class Evaluation:
     sampled: Predictions
     baselines: dict[str, np.ndarray]
     drawn: dict[int, Predictions] = field(default_factory=dict)
+    seen: Seen | None = None  # of the episodes, in training; None where that is not known
 
     @property
     def executed(self) -> int:
@@ -62,7 +65,7 @@ def evaluate(subject: Subject, choice: Choice, advance: Advance = lambda *_: Non
     if choice.samples < 2:
         raise ValueError(f"samples must be at least 2, to see how far they are apart; got {choice.samples}")
     table = subject.table
-    every = rows_of_episodes(table, choice.episodes) if choice.episodes else np.arange(len(table))
+    every = rows_to_judge(table, [subject.folder], choice.episodes, choice.held_out)
     rows = some_of(every, choice.most, choice.seed)
     predictions = _predict(subject, choice, rows, 1, "predicting", advance)
     few = some_of(rows, choice.sampled_moments, choice.seed)
@@ -75,7 +78,8 @@ def evaluate(subject: Subject, choice: Choice, advance: Advance = lambda *_: Non
     still = standing_still(subject.policy, subject.windows, rows)
     mean = table.action.mean(axis=0, dtype=np.float64)
     baselines = ({} if still is None else {STILL: still}) | {MEAN: mean}
-    return Evaluation(subject, choice, predictions, sampled, baselines, drawn)
+    seen = seen_of(subject.folder, table, rows)
+    return Evaluation(subject, choice, predictions, sampled, baselines, drawn, seen)
 
 
 def _predict(
@@ -126,7 +130,7 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
         "unit": {"name": subject.unit.name, "scale": subject.unit.scale},
         "settings": {
             "moments": len(found),
-            "episodes": list(choice.episodes) or "all",
+            "episodes": list(choice.episodes) or ("held out" if choice.held_out else "all"),
             "seed": choice.seed,
             "sampler": chosen.sampler,
             "denoising_steps": chosen.denoising_steps,
@@ -135,6 +139,7 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
             "n_obs_steps": config.n_obs_steps,
             "n_action_steps": config.n_action_steps,
         },
+        "trained_on": None if evaluation.seen is None else asdict(evaluation.seen),
         "error": found.error,
         "error_executed": _executed(evaluation, found.distances),
         "by_step": plain(found.by_step()),
@@ -241,6 +246,11 @@ def verdicts(report: dict[str, Any]) -> list[tuple[bool, str]]:
         what = "an arm that stands still" if name == STILL else "always giving the dataset's mean action"
         said.append((ratio < 1, f"Its error is {ratio:.2f} times that of {what}."))
     return said
+
+
+def on_training(report: dict[str, Any]) -> str:
+    """How many of the judged episodes it was trained on, in a sentence; empty where that is not known."""
+    return str(Seen(**report["trained_on"])) if report["trained_on"] else ""
 
 
 def on_samples(report: dict[str, Any]) -> str:

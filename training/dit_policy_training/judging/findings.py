@@ -17,9 +17,13 @@ from dit_policy_training.judging.instructions import Task
 from dit_policy_training.judging.listening import ALL_CAMERAS, NO_STATE, OTHER_INSTRUCTION, Answer, camera_blank
 
 HEARD_NOISE = 0.5  # what changes the prediction by less than half of what other noise does is lost in that
+HEARD_WELL = 1.0  # below, the choice of the noise decides more of what it does than the choice of the words
 HEARD_ERROR = 0.25  # and by less than a quarter of its own error, it cannot be what the policy acts by
 WORSE = 1.1  # wrong words must cost: less than a tenth more error is within what another choice of moments gives
 LEANING = 0.25  # cameras that change a quarter of what the state does: the joints alone tell it what comes next
+# Of the recorded way: below, a task takes 1.7 times as long, if it is ever done. A policy that knows the way goes
+# nearly all of it (the demo's 0.94); one that takes the mean of two ways at right angles 0.7, of opposite ones nothing.
+SHORT = 0.6
 STUCK = 0.2  # at one moving moment in five no motion: every chunk of a second may end the task there
 MORE_IDLE = 0.1  # beyond the data's own idleness, so that a task of waiting is not held against the policy
 IDLE_DATA = 0.2  # a fifth of the frames without motion: one in five samples teaches to stay
@@ -46,6 +50,7 @@ def findings(diagnosis: Diagnosis, config: PolicyConfig) -> list[Finding]:
     found = [
         *_not_learned(diagnosis),
         *_idling(diagnosis),
+        *_falling_short(diagnosis),
         *_words(diagnosis, config),
         *_cameras(diagnosis, config),
         *_state(diagnosis, config),
@@ -70,7 +75,7 @@ def _not_learned(diagnosis: Diagnosis) -> Iterator[Finding]:
 
 def _idling(diagnosis: Diagnosis) -> Iterator[Finding]:
     idle = diagnosis.idling
-    if idle.stuck > STUCK and idle.predicted > idle.recorded + MORE_IDLE:
+    if _idles(diagnosis):
         yield Finding(
             "idles",
             "problem",
@@ -89,6 +94,23 @@ def _idling(diagnosis: Diagnosis) -> Iterator[Finding]:
             f"{idle.idle_frames_share:.0%} of the data's frames ({idle.idle_frames}) are idle; {idle.idle_starts} "
             f"episodes begin so, for {idle.idle_start_seconds:.1f} s",
             "if the policy hesitates on the robot: --idle_weight=0.1",
+        )
+
+
+def _idles(diagnosis: Diagnosis) -> bool:
+    idle = diagnosis.idling
+    return idle.stuck > STUCK and idle.predicted > idle.recorded + MORE_IDLE
+
+
+def _falling_short(diagnosis: Diagnosis) -> Iterator[Finding]:
+    way = diagnosis.idling.way
+    if way is not None and way < SHORT and not _idles(diagnosis):
+        yield Finding(
+            "falls_short",
+            "problem",
+            f"where the recorded robot moves, the predicted one goes {way:.0%} of the way",
+            "are the data's actions positions, in the state's units and in time with it? Otherwise it is not sure of "
+            "the way, and goes the mean of several: more --train_steps or episodes, and see what else is found here",
         )
 
 
@@ -124,10 +146,18 @@ def _words(diagnosis: Diagnosis, config: PolicyConfig) -> Iterator[Finding]:
             "problem",
             f"it does not listen: another instruction changes the prediction by {early.change:.3g}, "
             f"{early.times_noise:.1f} times what other noise does{told}",
-            f"{_words_in_vision(config)}; {_guidance(config)}; --balance_tasks if one task outweighs; more episodes in "
-            "which the same scene is shown with each instruction, or the pictures alone tell the task",
+            _words_advice(config),
         )
-    elif early.error < WORSE * _error(diagnosis) and late.error < WORSE * diagnosis.error:
+        return
+    if early.times_noise < HEARD_WELL and late.times_noise < HEARD_WELL:
+        yield Finding(
+            "hears_weakly",
+            "note",
+            f"the words weigh little: another instruction changes the prediction by {early.times_noise:.1f} times what "
+            f"other noise does, over whole episodes by {late.times_noise:.1f} times",
+            _words_advice(config),
+        )
+    if early.error < WORSE * _error(diagnosis) and late.error < WORSE * diagnosis.error:
         yield Finding(
             "unheeded",
             "problem",
@@ -143,11 +173,16 @@ def _others(answers: list[Answer]) -> Answer | None:
     found = [answer for answer in answers if answer.asked.startswith(OTHER_INSTRUCTION)]
     if not found:
         return None
-    means = [
-        float(np.mean([getattr(one, name) for one in found]))
-        for name in ("error", "change", "change_share", "times_noise")
-    ]
-    return Answer(OTHER_INSTRUCTION, *means)
+    names = ("error", "change", "change_share", "times_noise")
+    error, change, share, times = (float(np.mean([getattr(one, name) for one in found])) for name in names)
+    return Answer(OTHER_INSTRUCTION, error, change, share, times)
+
+
+def _words_advice(config: PolicyConfig) -> str:
+    return (
+        f"{_words_in_vision(config)}; {_guidance(config)}; --balance_tasks if one task outweighs; more episodes in "
+        "which the same scene is shown with each instruction, or the pictures alone tell the task"
+    )
 
 
 def _words_in_vision(config: PolicyConfig) -> str:
@@ -161,7 +196,10 @@ def _words_in_vision(config: PolicyConfig) -> str:
 
 def _guidance(config: PolicyConfig) -> str:
     if config.instruction_dropout > 0:
-        return f"a guidance_scale above the present {config.guidance_scale:g} (no training needed; tune tries it)"
+        return (
+            f"a guidance_scale above the present {config.guidance_scale:g}, which needs no training: tune "
+            "--guidance_scale='[1, 1.5, 2, 3]' tries some"
+        )
     return "--policy.instruction_dropout=0.1, then a guidance_scale of 1.5 to 3 when it runs"
 
 
@@ -180,15 +218,30 @@ def _cameras(diagnosis: Diagnosis, config: PolicyConfig) -> Iterator[Finding]:
             "pictures sharp, and is what matters in them?",
         )
         return
-    for name in names if len(names) > 1 else []:
-        if not _answer_matters(diagnosis, name):
-            yield Finding(
-                "camera_unused",
-                "note",
-                f"{name.removesuffix(' blank')} hardly matters: blanked it changes the prediction by "
-                f"{_change(diagnosis, name)}",
-                "leave it out, which makes every step cheaper, or see whether it shows what the task needs",
-            )
+    unused = [name for name in names if len(names) > 1 and not _answer_matters(diagnosis, name)]
+    if unused == names:
+        yield _cameras_alike(diagnosis, names, together)
+        return
+    for name in unused:
+        yield Finding(
+            "camera_unused",
+            "note",
+            f"{name.removesuffix(' blank')} hardly matters: blanked it changes the prediction by "
+            f"{_change(diagnosis, name)}",
+            "leave it out, which makes every step cheaper (of several one at a time: they may show the same), or see "
+            "whether it shows what the task needs",
+        )
+
+
+def _cameras_alike(diagnosis: Diagnosis, names: list[str], together: str) -> Finding:
+    each = ", ".join(f"{name.removesuffix(' blank')} by {_change(diagnosis, name)}" for name in names)
+    return Finding(
+        "cameras_alike",
+        "note",
+        f"the cameras may show the same: blanked alone, none changes the prediction much ({each}), all together by "
+        f"{_change(diagnosis, together)}",
+        "one of them could go, which makes every step cheaper; never all",
+    )
 
 
 def _state(diagnosis: Diagnosis, config: PolicyConfig) -> Iterator[Finding]:
@@ -250,16 +303,18 @@ def _tasks(diagnosis: Diagnosis) -> Iterator[Finding]:
                 f"{task.task!r} has {task.episodes} episodes",
                 f"record more of it, {FEW_EPISODES} at the very least; 50 and more are usual",
             )
-        others = [one.error for one in tasks if one is not task and one.error is not None]
-        if task.error is not None and others and task.error > HARDER * float(np.median(others)):
-            yield _harder(task, float(np.median(others)))
+    judged = [(task, task.error) for task in tasks if task.error is not None and task.moments >= FEW_MOMENTS]
+    for task, error in judged:
+        others = [theirs for other, theirs in judged if other is not task]
+        if others and error > HARDER * float(np.median(others)):
+            yield _harder(task, error, float(np.median(others)))
 
 
-def _harder(task: Task, usual: float) -> Finding:
+def _harder(task: Task, error: float, usual: float) -> Finding:
     return Finding(
         "task_worse",
         "note",
-        f"{task.task!r} is predicted worse than the others: error {task.error:.3g} against {usual:.3g}",
+        f"{task.task!r} is predicted worse than the others: error {error:.3g} against {usual:.3g}",
         f"--task_weights='{{{task.task}: 2}}', or more episodes of it; if its motions are larger, it may be right so",
     )
 

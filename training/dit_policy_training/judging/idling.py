@@ -24,6 +24,7 @@ class Idling:
     recorded: float
     predicted: float
     stuck: float  # of the moments at which the recorded chunk moves, those at which the predicted one hardly does
+    way: float | None  # there, how far the predicted chunks lead, 1: as far as the recorded ones; None without any
     recorded_by_tenth: list[float | None]
     predicted_by_tenth: list[float | None]
     idle_frames: int  # of the whole dataset, as --idle_weight takes them
@@ -32,13 +33,20 @@ class Idling:
     idle_start_seconds: float  # how long those stay so, in the mean
 
 
-def idling(predictions: Predictions, windows: Windows, n_action_steps: int, motion: float) -> Idling:
-    """Measure it; n_action_steps are executed of a chunk, motion is the share of an action's range that is none."""
+def idling(
+    predictions: Predictions, windows: Windows, n_action_steps: int, motion: float, origin: np.ndarray | None = None
+) -> Idling:
+    """Measure it; n_action_steps are executed of a chunk, motion is the share of an action's range that is none.
+
+    origin (N, 1, A) is where the robot stands at each moment; None: as its first recorded action says.
+    """
     steps = min(max(n_action_steps, 2), predictions.recorded.shape[1])
     whole = ~predictions.is_pad[:, :steps].any(axis=1)
     reach = action_range(windows)
-    recorded = _motion(predictions.recorded[whole, :steps], reach) <= motion
-    predicted = _motion(predictions.predicted[whole, :steps], reach) <= motion
+    both = predictions.recorded[whole, :steps], predictions.predicted[whole, :steps]
+    recorded, predicted = (_motion(chunks, reach) <= motion for chunks in both)
+    here = both[0][:, :1] if origin is None else origin[whole]
+    went, goes = (_way(chunks, here, reach)[~recorded].sum() for chunks in both)
     tenth = _tenths(windows, predictions.rows[whole])
     idle = is_idle(windows, n_action_steps, motion)
     starts = windows.table.episode_starts
@@ -49,6 +57,7 @@ def idling(predictions: Predictions, windows: Windows, n_action_steps: int, moti
         recorded=_share(recorded),
         predicted=_share(predicted),
         stuck=_share(predicted[~recorded]),
+        way=float(goes / went) if went > 0 else None,
         recorded_by_tenth=_by_tenth(recorded, tenth),
         predicted_by_tenth=_by_tenth(predicted, tenth),
         idle_frames=int(idle.sum()),
@@ -68,6 +77,12 @@ def _motion(chunks: np.ndarray, reach: np.ndarray) -> np.ndarray:
     first, second = chunks[:, :half].mean(axis=1), chunks[:, -half:].mean(axis=1)
     share = 2 * np.abs(second.astype(np.float64) - first) / reach
     return np.where(np.isnan(share), 0.0, share).max(axis=1)
+
+
+def _way(chunks: np.ndarray, origin: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """(N, k, A), (N, 1, A) -> (N,) how far the second half of a chunk lies from the origin, in shares of the ranges."""
+    later = chunks[:, -(chunks.shape[1] // 2) :].mean(axis=1)
+    return np.linalg.norm(np.nan_to_num((later.astype(np.float64) - origin[:, 0]) / reach), axis=1)
 
 
 def _tenths(windows: Windows, rows: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The instructions of a dataset: how many examples each has, and how far apart the policy's text encoder puts them."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ class Task:
     episodes: int
     frames: int
     error: float | None  # None if no moment of it was asked
+    moments: int  # that were
     trained_on: bool  # whether the checkpoint names it among its tasks
 
 
@@ -34,13 +36,14 @@ class Pair:
 def tasks_of(policy: MultitaskDiTPolicy, table: Table, predictions: Predictions) -> list[Task]:
     """Every instruction of the dataset that has frames, in the dataset's order."""
     starts = table.task_index[table.episode_starts]
-    errors = predictions.by_task()
+    errors, moments = predictions.by_task(), Counter(predictions.tasks)
     return [
         Task(
             task,
             int((starts == number).sum()),
             int((table.task_index == number).sum()),
             errors.get(task),
+            moments[task],
             not policy.config.tasks or task in policy.config.tasks,
         )
         for number, task in enumerate(table.tasks)

@@ -8,8 +8,7 @@ prediction is as it is.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -41,6 +40,7 @@ class Answer:
     change: float
     change_share: float
     times_noise: float
+    words: Mapping[str, str] = field(default_factory=dict)  # asked with, by the moment's own, where others were
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Way:
     seed: int = 0  # added to the seed of the noise
     moves_origin: bool = False  # whether the state that relative actions are relative to is altered
     mean_of: tuple[str, ...] = ()  # the instructions whose mean feature takes the place of each sample's words
+    words: Mapping[str, str] = field(default_factory=dict)  # other words, by the recorded ones
 
 
 def listen(
@@ -87,7 +88,9 @@ def listen(
         usual = found if usual is None else usual
         answer = _answer(way.asked, found, usual, action_range(windows))
         noise = answer.change_share if way.asked == OTHER_NOISE else noise
-        answers.append(replace(answer, times_noise=answer.change_share / noise if noise > 0 else float("inf")))
+        words = {task: way.words[task] for task in dict.fromkeys(found.tasks) if task in way.words}
+        times = answer.change_share / noise if noise > 0 else float("inf")
+        answers.append(replace(answer, times_noise=times, words=words))
     assert usual is not None
     return [replace(answers[0], times_noise=0.0), *answers[1:]], usual
 
@@ -102,7 +105,8 @@ def ways(policy: MultitaskDiTPolicy, windows: Windows) -> Iterator[Way]:
         count = min(len(known) - 1, MOST_INSTRUCTIONS)
         for number in range(1, count + 1):  # spread over all, whatever their order
             shift = round(number * (len(known) - 1) / count)
-            yield Way(f"{OTHER_INSTRUCTION} ({number})", _with_tasks(known, shift))
+            words = {task: known[(place + shift) % len(known)] for place, task in enumerate(known)}
+            yield Way(f"{OTHER_INSTRUCTION} ({number})", _with_words(words), words=words)
         if config.instruction_dropout > 0:
             yield Way(NO_INSTRUCTION, sampling=Sampling(guidance_scale=0.0))
         elif len(known) > 1:
@@ -147,11 +151,8 @@ def action_range(windows: Windows) -> np.ndarray:
     return np.where(reach > 0, reach, np.nan)
 
 
-def _with_tasks(known: list[str], shift: int) -> Change:
-    def change(batch: dict[str, Any]) -> Mapping[str, Any]:
-        return {**batch, TASK: [known[(known.index(task) + shift) % len(known)] for task in batch[TASK]]}
-
-    return change
+def _with_words(words: Mapping[str, str]) -> Change:
+    return lambda batch: {**batch, TASK: [words[task] for task in batch[TASK]]}
 
 
 def _blanked(*keys: str) -> Change:

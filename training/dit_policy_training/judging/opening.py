@@ -21,10 +21,11 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Unit:
-    """How distances of actions are told: `scale` of them make one of the dataset's units."""
+    """How distances of actions are told: `scale` of them make one of the dataset's units, which `recorded` names."""
 
     name: str
     scale: float
+    recorded: str
 
     def of(self, value: float) -> str:
         """A distance without its unit's name, three digits."""
@@ -32,8 +33,15 @@ class Unit:
         return f"{scaled:.1f}" if abs(scaled) >= 10 else f"{scaled:.2f}" if self.scale > 1 else f"{scaled:.3g}"
 
 
-MILLIRADIANS = Unit("mrad", 1000.0)  # mm for a prismatic joint, which an embodiment does not tell from a hinge
-AS_RECORDED = Unit("units", 1.0)
+# mm and m for a prismatic joint, which an embodiment does not tell from a hinge.
+MILLIRADIANS = Unit("mrad", 1000.0, "rad")
+AS_RECORDED = Unit("units", 1.0, "units of the dataset")
+PRISMATIC = "m for a prismatic joint"
+
+
+def unit_of(robot: Embodiment | None) -> Unit:
+    """Of actions: known only of a robot that is described."""
+    return AS_RECORDED if robot is None else MILLIRADIANS
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,8 @@ class Subject:
 
     @property
     def unit(self) -> Unit:
-        """Of actions: known only of a robot that is described."""
-        return AS_RECORDED if self.embodiment is None else MILLIRADIANS
+        """Of actions."""
+        return unit_of(self.embodiment)
 
     @property
     def executed(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dit_policy_training.conversion.report_style import STYLE
 from dit_policy_training.judging import drawing
-from dit_policy_training.judging.evaluation import FILM, STILL, Evaluation, on_samples, verdicts
+from dit_policy_training.judging.evaluation import FILM, STILL, Evaluation, on_samples, on_training, verdicts
 from dit_policy_training.judging.opening import place_of
 from dit_policy_training.judging.predictions import Predictions
 
@@ -76,8 +76,15 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -
 
 def settings_table(settings: Mapping[str, Any]) -> str:
     """How it was measured."""
-    rows = [(escape(name), escape(str(value))) for name, value in settings.items()]
+    rows = [(escape(name), escape(_listed(value))) for name, value in settings.items()]
     return f'<h2>How it was measured</h2><div class="card">{table(("", ""), rows, words=2)}</div>'
+
+
+def _listed(value: Any) -> str:
+    """A setting in words: neither Python's brackets nor its quotes."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {each}" for name, each in value.items())
+    return ", ".join(str(each) for each in value) if isinstance(value, list) else str(value)
 
 
 def _head(report: Figures) -> str:
@@ -98,7 +105,8 @@ def _head(report: Figures) -> str:
     return (
         f'<h1>{escape(report["checkpoint"])}</h1><div class="soft">on {escape(data["name"])}, {data["episodes"]} '
         f"episodes, {data['frames']:,} frames at {data['fps']} Hz &middot; error: mean |predicted &minus; recorded|, "
-        f'{escape(unit)}{note}</div>{tiles(pairs)}<div style="display:grid;gap:8px">{lines}</div>'
+        f"{escape(unit)}{note}. {escape(on_training(dict(report)))}</div>{tiles(pairs)}"
+        f'<div style="display:grid;gap:8px">{lines}</div>'
     )
 
 
@@ -226,14 +234,27 @@ def _fan(evaluation: Evaluation, place: int) -> str:
     panels = "".join(
         _panel(
             name,
-            drawing.chunks(time, recorded[:, index], [(time, chunk[:, index]) for chunk in found.samples[place]]),
+            drawing.chunks(
+                time,
+                recorded[:, index],
+                [(time, chunk[:, index]) for chunk in found.samples[place]],
+                subject.unit.recorded,
+            ),
         )
         for index, name in enumerate(subject.table.action_names)
     )
     return (
         f'<details class="ep"><summary><b>Among the widest: episode {episode}, frame {frame}</b>'
         f"<span>{escape(found.tasks[place])}</span></summary>"
-        f'<div class="inside">{_film(evaluation, np.array([row]))}<div class="panels">{panels}</div></div></details>'
+        f'<div class="inside">{_film(evaluation, np.array([row]))}<div class="panels">{panels}</div>'
+        f"{_legend('samples')}</div></details>"
+    )
+
+
+def _legend(predicted: str) -> str:
+    return (
+        '<div class="legend"><i style="background:var(--ink)"></i>recorded<i style="background:var(--c1)"></i>'
+        f"{predicted}</div>"
     )
 
 
@@ -253,7 +274,7 @@ def _episode(evaluation: Evaluation, number: int, found: Predictions) -> str:
         for start in shown:
             there = ~found.is_pad[start]
             drawn.append(((start + np.flatnonzero(there)) / fps, found.predicted[start, there, index]))
-        panels.append(_panel(name, drawing.chunks(time, found.recorded[:, 0, index], drawn)))
+        panels.append(_panel(name, drawing.chunks(time, found.recorded[:, 0, index], drawn, subject.unit.recorded)))
     scale = {"unit": {"scale": subject.unit.scale}}
     some = "" if len(shown) == len(found) else f", {len(shown)} of {len(found)} chunks drawn"
     return (
@@ -261,8 +282,7 @@ def _episode(evaluation: Evaluation, number: int, found: Predictions) -> str:
         f'<span class="soft small">error {told(scale, found.error)} {escape(subject.unit.name)}, {len(found)} frames, '
         f"chunks of {found.recorded.shape[1]} steps of which {executed} are executed{some}</span></summary>"
         f'<div class="inside">{_film(evaluation, found.rows)}<div class="panels">{"".join(panels)}</div>'
-        '<div class="legend"><i style="background:var(--ink)"></i>recorded<i style="background:var(--c1)"></i>'
-        "predicted chunks</div></div></details>"
+        f"{_legend('predicted chunks')}</div></details>"
     )
 
 
@@ -317,7 +337,7 @@ def comparison_page(report: Figures) -> str:
         f"{report['settings']['moments']:,} moments, the same noise for all &middot; error: mean |predicted &minus; "
         f"recorded|, {escape(unit)}, of the {report['settings']['steps compared']} steps that all of them predict</div>"
     )
-    heads = ("Checkpoint", "Error", "Executed steps", "Horizon, executed", "Parameters", "Sampling")
+    heads = ("Checkpoint", "Error", "Executed steps", "Horizon, executed", "Parameters", "Sampling", "Trained on")
     rows = [
         [
             escape(one["name"]),
@@ -326,10 +346,11 @@ def comparison_page(report: Figures) -> str:
             f"{one['horizon']}, {one['n_action_steps']}",
             f"{one['parameters'] / 1e6:.1f} M",
             escape(one["sampling"]),
+            _trained_on(one["trained_on"]),
         ]
         for one in ranked
     ]
-    rows += [[escape(name), told(report, one["error"]), "", "", "", ""] for name, one in report["baselines"].items()]
+    rows += [[escape(name), told(report, one["error"]), *[""] * 5] for name, one in report["baselines"].items()]
     lines = [
         drawing.Line(one["name"], np.arange(len(one["by_step"])), scale * np.array(one["by_step"], dtype=float))
         for one in report["checkpoints"]
@@ -347,6 +368,10 @@ def comparison_page(report: Figures) -> str:
         settings_table(report["settings"]),
     ]
     return document(f"{len(ranked)} checkpoints compared", "".join(parts))
+
+
+def _trained_on(found: Figures | None) -> str:
+    return "not known" if found is None else f"{found['trained_on']} of {found['episodes']} episodes"
 
 
 def _left_out(report: Figures) -> str:
@@ -404,4 +429,6 @@ def _differences(report: Figures) -> str:
 
 
 def _signed(report: Figures, value: float) -> str:
-    return f"{'+' if value > 0 else '&minus;'}{told(report, abs(value))}"
+    size = told(report, abs(value))
+    sign = "+" if value > 0 else "&minus;"
+    return size if float(size) == 0 else f"{sign}{size}"  # what rounds to nothing has no sign

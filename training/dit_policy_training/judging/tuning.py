@@ -36,9 +36,16 @@ class Combination:
     sampler: str
     denoising_steps: int
     n_action_steps: int
+    guidance_scale: float = 1.0  # 1: none
 
     def __str__(self) -> str:
-        return f"{self.sampler}, {self.denoising_steps} denoising steps, {self.n_action_steps} executed"
+        guided = "" if self.guidance_scale == 1 else f", guidance {self.guidance_scale:g}"
+        return f"{self.sampler}, {self.denoising_steps} denoising steps, {self.n_action_steps} executed{guided}"
+
+    @property
+    def sampling(self) -> Sampling:
+        """How a chunk is sampled, whatever of it is executed."""
+        return Sampling(self.sampler, self.denoising_steps, self.guidance_scale)
 
 
 @dataclass(frozen=True)
@@ -125,22 +132,22 @@ def digest(checkpoint: Path) -> str:
 
 
 class Clock:
-    """How long this machine takes for a chunk of an observation, cameras and all; once a sampler and its steps."""
+    """How long this machine takes for a chunk of an observation, cameras and all; each sampling is timed once."""
 
     def __init__(self, engine: PolicyEngine, batch: dict[str, Any]):
         self._engine, self._batch = engine, batch
-        self._known: dict[tuple[str, int], float] = {}
+        self._known: dict[Sampling, float] = {}
 
-    def milliseconds(self, sampler: str, steps: int) -> float:
+    def milliseconds(self, sampling: Sampling) -> float:
         """The median of some chunks."""
-        if (sampler, steps) not in self._known:
-            sampling, taken = Sampling(sampler, steps), []
+        if sampling not in self._known:
+            taken = []
             for _ in range(TIMED + 1):  # the first one fills caches
                 began = time.perf_counter()
                 self._engine.predict_chunk(self._batch, sampling, generator=torch.Generator().manual_seed(0)).cpu()
                 taken.append(1e3 * (time.perf_counter() - began))
-            self._known[sampler, steps] = median(taken[1:])
-        return self._known[sampler, steps]
+            self._known[sampling] = median(taken[1:])
+        return self._known[sampling]
 
 
 def clock_of(subject: Subject) -> Clock:
@@ -165,13 +172,9 @@ class Offline:
     starts: np.ndarray  # (M,) rows
     seed: int = 0
     batch_size: int = 64
-    guidance_scale: float | None = None
 
-    def measure(
-        self, sampler: str, denoising_steps: int, executed: Sequence[int]
-    ) -> dict[int, tuple[float, float | None]]:
+    def measure(self, sampling: Sampling, executed: Sequence[int]) -> dict[int, tuple[float, float | None]]:
         """(error, seam) by n_action_steps; each moment is predicted once for all of them."""
-        sampling = Sampling(sampler, denoising_steps, self.guidance_scale)
         end = self.subject.table.episode_end[self.starts]
         follow = {n: (self.starts + n)[self.starts + n < end] for n in executed}
         rows = np.unique(np.concatenate([self.starts, *follow.values()]))

@@ -1,14 +1,19 @@
 """What a checkpoint says of itself to whoever finds it: model_card.md."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dit_policy_training.data.table import Table
 
+_MOST_TOLD = 200  # episodes
 
-def model_card(table: Table, settings: str, results: Mapping[str, Any]) -> str:
-    """Markdown that says what a policy was trained on, how, and how far: `settings` is YAML, `results` name: value."""
+
+def model_card(table: Table, settings: str, results: Mapping[str, Any], held_out: Sequence[int] = ()) -> str:
+    """Markdown that says what a policy was trained on, how, and how far: `settings` is YAML, `results` name: value.
+
+    `held_out` are the numbers of the episodes that it was not trained on, of several datasets counted through.
+    """
     counts = Counter(table.tasks[index] for index in table.task_index[table.episode_starts])
     cameras = ", ".join(
         f"{key.removeprefix('observation.images.')} {width}x{height}"
@@ -25,6 +30,7 @@ def model_card(table: Table, settings: str, results: Mapping[str, Any]) -> str:
         "## Data",
         "",
         f"- dataset `{table.name}`: {table.episodes} episodes, {len(table)} frames at {table.fps} Hz",
+        f"- held out, not trained on: {_told(held_out)}",
         f"- cameras: {cameras or 'none'}",
         f"- state: {', '.join(table.state_names) or 'none'}",
         f"- action: {', '.join(table.action_names)}",
@@ -44,3 +50,10 @@ def model_card(table: Table, settings: str, results: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _told(episodes: Sequence[int]) -> str:
+    if not episodes:
+        return "none"
+    more = f" and {len(episodes) - _MOST_TOLD} more" if len(episodes) > _MOST_TOLD else ""
+    return f"{len(episodes)} episodes: {', '.join(str(each) for each in episodes[:_MOST_TOLD])}{more}"

@@ -14,6 +14,8 @@ from dit_policy_ros.policy.configuration import TASK
 from dit_policy_ros.policy.draws import Draws
 from dit_policy_ros.policy.modeling import MultitaskDiTPolicy
 from dit_policy_ros.policy.preprocessing import Preprocessor
+from dit_policy_training.data.table import Table
+from dit_policy_training.judging.opening import AS_RECORDED, Unit, place_of, unit_of
 from dit_policy_training.judging.predictions import Predictions
 
 matplotlib.use("Agg")
@@ -32,19 +34,22 @@ MOST_ACTIONS = 8
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.6"
 
 
-def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw what metrics.jsonl holds: loss, action error on held-out episodes, learning rate, gradient's norm."""
+def curves(rows: Sequence[Mapping[str, float]], path: Path, unit: Unit = AS_RECORDED) -> None:
+    """Draw what metrics.jsonl holds: loss, action error on held-out episodes, learning rate, gradient's norm.
+
+    `unit` is the actions'.
+    """
     if not rows:
         return
     measured = [row for row in rows if "validation_action_error" in row]
     panels = 4 if measured else 3
-    figure, axes = plt.subplots(panels, 1, figsize=(9, 2.6 * panels), sharex=True, constrained_layout=True)
+    figure, axes = plt.subplots(panels, 1, figsize=(11, 2.6 * panels), sharex=True, constrained_layout=True)
     loss = _series(rows, "loss")
     _smoothed(axes[0], *loss, "training loss")
     axes[0].set(ylabel="loss", title=f"step {int(rows[-1]['step'])}: loss {loss[1][-1]:.4f}" if len(loss[1]) else "")
     if measured:
         axes[0].plot(*_series(rows, "validation_loss"), color=ORANGE, marker=".", label="on held-out episodes")
-        _action_error(axes[1], measured)
+        _action_error(axes[1], measured, unit)
     axes[-2].plot(*_series(rows, "lr"), color=BLUE)
     axes[-2].set(ylabel="learning rate")
     _smoothed(axes[-1], *_series(rows, "grad_norm"), "gradient norm")
@@ -52,7 +57,8 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     for each in axes:
         each.grid(alpha=0.3, which="both")
         if each.get_legend_handles_labels()[0]:
-            each.legend(loc="best", fontsize="small", ncols=2)
+            # Beside the panel: inside it, wherever it stood, it would cover the end of some curve.
+            each.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
     _write(figure, path)
 
 
@@ -75,7 +81,7 @@ def _smoothed(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str) -> 
         axes.set_yscale("log")
 
 
-def _action_error(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
+def _action_error(axes: Axes, rows: Sequence[Mapping[str, float]], unit: Unit) -> None:
     names = [name for name in rows[0] if name.startswith("validation_action_error/")]
     for name in names if len(names) <= MOST_ACTIONS else []:
         axes.plot(*_series(rows, name), linewidth=0.8, alpha=0.7, label=name.partition("/")[2])
@@ -84,7 +90,7 @@ def _action_error(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
     best = int(np.argmin(errors))
     axes.axvline(steps[best], color=GREY, linestyle=":")
     title = f"held-out episodes: action error {errors[-1]:.4g}, least {errors[best]:.4g} at step {int(steps[best])}"
-    axes.set(ylabel="action error (units)", title=title, ylim=(0, None))
+    axes.set(ylabel=f"action error ({unit.recorded})", title=title, ylim=(0, None))
 
 
 def sample_frames(policy: MultitaskDiTPolicy, batch: Mapping[str, Any], path: Path, seed: int = 0) -> None:
@@ -129,11 +135,12 @@ def _augmented(policy: MultitaskDiTPolicy, camera: int, images: torch.Tensor, se
     return (seen * preprocessor.std + preprocessor.mean).clamp(0, 1)
 
 
-def predicted_actions(predictions: Predictions, names: Sequence[str], path: Path) -> None:
+def predicted_actions(predictions: Predictions, table: Table, path: Path) -> None:
     """Draw predicted over recorded chunks of a few moments, evenly spread: a row a moment, a column an action.
 
     The panels of a column have one scale, so that a small deviation does not look like a large one.
     """
+    names, unit = table.action_names, unit_of(table.embodiment).recorded
     padding = predictions.is_pad.sum(axis=1)
     fullest = np.flatnonzero(padding == padding.min())  # where an episode ends there is little to compare with
     moments = fullest[np.linspace(0, len(fullest) - 1, min(len(fullest), MOST_MOMENTS)).round().astype(int)]
@@ -147,22 +154,24 @@ def predicted_actions(predictions: Predictions, names: Sequence[str], path: Path
         constrained_layout=True,
     )
     rest = "" if shown == len(names) else f" (the first {shown} of {len(names)} actions)"
-    figure.suptitle(f"held-out moments: recorded black, predicted orange{rest}", fontsize=10)
+    figure.suptitle(f"held-out moments, in {unit}: recorded black, predicted orange{rest}", fontsize=10)
+    seconds = np.arange(predictions.recorded.shape[1]) / table.fps
     for line, moment in enumerate(moments):
         recorded = np.where(predictions.is_pad[moment][:, None], np.nan, predictions.recorded[moment])
         for column in range(shown):
             where = axes[line, column]
             for sample in predictions.samples[moment]:
-                where.plot(sample[:, column], color=ORANGE, linewidth=1.5)
-            where.plot(recorded[:, column], color="black", linewidth=1.2)
+                where.plot(seconds, sample[:, column], color=ORANGE, linewidth=1.5)
+            where.plot(seconds, recorded[:, column], color="black", linewidth=1.2)
             where.tick_params(labelsize=7)
             where.grid(alpha=0.3)
             if line == 0:
                 where.set_title(names[column], fontsize=9)
             if line == len(moments) - 1:
-                where.set_xlabel("step", fontsize=8)
-        task = "\n".join(textwrap.wrap(predictions.tasks[moment], 18))
-        axes[line, 0].set_ylabel(f"row {predictions.rows[moment]}\n{task}", fontsize=8)
+                where.set_xlabel("s from now", fontsize=8)
+        task = "\n".join(textwrap.wrap(predictions.tasks[moment], 20))
+        episode, frame = place_of(table, int(predictions.rows[moment]))
+        axes[line, 0].set_ylabel(f"episode {episode}\nframe {frame}\n{task}", fontsize=7)
     for column in axes.T:
         _scale_alike(column)
     _write(figure, path)

@@ -30,6 +30,8 @@ from dit_policy_training.data.order import SampleOrder, row_weights, split_episo
 from dit_policy_training.data.sources import resolve
 from dit_policy_training.data.table import load_tables
 from dit_policy_training.data.windows import Windows
+from dit_policy_training.judging.held_out import episodes_of
+from dit_policy_training.judging.opening import unit_of
 from dit_policy_training.loop import pictures
 from dit_policy_training.loop.checkpoints import BEST, LAST, Checkpoints
 from dit_policy_training.loop.continuing import check_same_run
@@ -435,13 +437,13 @@ class Trainer:
         ):
             return
         path = self._config.output_dir / pictures.PREDICTIONS
-        pictures.predicted_actions(validation.predictions, self._table.action_names, path)
+        pictures.predicted_actions(validation.predictions, self._table, path)
         tracker.picture(path.stem, path, self._step)
 
     def _draw_curves(self, tracker: Tracker) -> None:
         if tracker.rows and self._config.tracking.pictures:
             path = self._config.output_dir / pictures.CURVES
-            pictures.curves(tracker.rows, path)
+            pictures.curves(tracker.rows, path, unit_of(self._table.embodiment))
             tracker.picture(path.stem, path, self._step)
 
     # What is kept
@@ -499,7 +501,7 @@ class Trainer:
                 f"action error {last['validation_action_error']:.4g}, loss {last['validation_loss']:.4f} "
                 f"at step {int(last['step'])}"
             )
-        return model_card(self._table, self._settings, results)
+        return model_card(self._table, self._settings, results, episodes_of(self._table, self._held_out))
 
     def _tell_end(self, folder: Path) -> None:
         done = f"step {self._step} of {self._config.train_steps}, {self._seconds() / 60:.1f} minutes"

@@ -51,6 +51,7 @@ from dit_policy_training.judging.tuning import (
 )
 
 How = Literal["auto", "simulator", "offline"]
+MOST_GUIDANCE = 20  # that the node's parameter takes
 _CAUTION = (
     "Offline nothing closes the loop: how soon the robot must react, which fewer n_action_steps would serve, it cannot "
     "know; and few denoising steps come near to the mean of what the policy could do, whose error is small even where "
@@ -97,8 +98,8 @@ class TuneConfig:
             for name in ("n_action_steps", "denoising_steps")
             if any(value < 1 for value in getattr(self, name))
         ]
-        if any(not 0 < value < inf for value in self.guidance_scale):
-            problems.append(f"guidance_scale must be numbers above 0, got {self.guidance_scale}")
+        if any(not 0 < value <= MOST_GUIDANCE for value in self.guidance_scale):
+            problems.append(f"guidance_scale must be above 0 and at most {MOST_GUIDANCE}, got {self.guidance_scale}")
         if not self.denoising_steps:
             problems.append("denoising_steps needs at least one number to try")
         if self.output_parameters is not None and self.parameters is None:

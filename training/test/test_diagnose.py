@@ -370,7 +370,7 @@ def test_the_picture_can_be_read(sound_diagnosis: Diagnosis, tmp_path: Path, mon
         assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
     texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert "none of 123 chunks is idle" in texts[1][0]
-    assert [" 20 episodes, error 12.3 mrad"] * 2 == texts[2]
+    assert texts[2] == [" 20 episodes, error 12.3 mrad"] * 2
     one = figure.axes[3].texts[0]
     assert one.get_text() == "1.00"
     assert one.get_color() == "white"  # on the darkest red

@@ -141,8 +141,9 @@ def test_guidance_is_tried_timed_and_written(
     run(replace(few, guidance_scale=[]), QUIET)  # what stands there of before is not what is measured now
     written = yaml.safe_load(parameters.read_text())["/**/dit_policy"]["ros__parameters"]
     assert written["guidance_scale"] == 1.0
-    with pytest.raises(ValueError, match=r"guidance_scale must be numbers above 0, got \[0.0\]"):
-        run(replace(few, guidance_scale=[0.0]), QUIET)
+    for wrong in (0.0, 20.5):
+        with pytest.raises(ValueError, match=rf"guidance_scale must be above 0 and at most 20, got \[{wrong}\]"):
+            run(replace(few, guidance_scale=[wrong]), QUIET)
 
 
 class TestChoice:

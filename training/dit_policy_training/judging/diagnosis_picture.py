@@ -104,7 +104,7 @@ def _words(axes: Axes, diagnosis: Diagnosis) -> None:
     shown = axes.imshow(cosines, vmin=-1, vmax=1, cmap="coolwarm")
     if len(names) <= 8:
         for i, j in np.ndindex(cosines.shape):
-            colour = legible_on(shown.cmap(shown.norm(cosines[i, j])))
+            colour = legible_on(tuple(shown.cmap(shown.norm(cosines[i, j]))))
             axes.text(j, i, f"{cosines[i, j]:.2f}", ha="center", va="center", fontsize=8, color=colour)
     short = ["\n".join(textwrap.wrap(name, 22)) for name in names]
     axes.set_yticks(range(len(names)), short, fontsize=8)

@@ -1,9 +1,9 @@
 """`make bench-listening`: what cures a policy that does not listen, on the demo's task.
 
-The demo's recipe, most of the time shorter, with the words at different places and the data in different amounts; each policy runs 21
-unseen scenes in simulated time, told the scene's colour and told another one. Needs the bags and the dataset that
-`make demo-train` leaves in outputs/demo-train. What was trained and measured is kept in outputs/bench/listening, so
-that an interrupted benchmark continues. Writes outputs/bench/listening.json; it has no bar.
+The demo's recipe, most of the time shorter, with the words at different places and the data in different amounts; each
+policy runs 21 unseen scenes in simulated time, told the scene's colour and told another one. Needs the bags and the
+dataset that `make demo-train` leaves in outputs/demo-train. What was trained and measured is kept in
+outputs/bench/listening, so that an interrupted benchmark continues. Writes outputs/bench/listening.json; no bar.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def rows(variant: Variant) -> list[Row]:
     """Success and wrong blocks, told the scene's colour and told another one; success on blue alone."""
     folder = WORK / variant.name.replace(" ", "_").replace(",", "")
     checkpoint = trained(folder, variant)
-    how = f"{variant.steps} steps on {' + '.join(map(str, variant.bags))} episodes, {EPISODES} unseen scenes, simulated time"
+    data = f"{variant.steps} steps on {' + '.join(map(str, variant.bags))} episodes"
+    how = f"{data}, {EPISODES} unseen scenes, simulated time"
     found = []
     for control, told in (("none", "told the colour"), ("wrong_instruction", "told another colour")):
         report = rolled_out(checkpoint, folder / f"{control}.json", control)

@@ -3,6 +3,7 @@
 #   DATASET=datasets/my_task RUN=runs/my_task config/cluster/torchrun.sh [OPTIONS of dit_policy_training.train]
 # On several machines run it on each, with NODES=2 and HOST=the first one's name:29500. Run again, it goes on where RUN
 # stopped. `accelerate launch --num_processes=4 -m dit_policy_training.train ...` does the same on one machine.
+# Without GPUs, to try it: PROCESSES=2 before it and --device=cpu behind it.
 set -eu
 : "${DATASET:=datasets/my_task}" "${RUN:=runs/my_task}" "${CONFIG:=config/training/large_dataset.yaml}"
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,9 +98,11 @@ def _load_tokenizer(config: ClipTextConfig) -> Any:
     try:
         return load_tokenizer(config.model)
     except TokenizerError as error:
+        is_path = config.model.count("/") > 1 or config.model.startswith((".", "/"))
+        why = "There is no such folder." if is_path and not Path(config.model).is_dir() else error
         raise ConfigurationError(
             f"cannot load a tokenizer from text.model {config.model!r}: give a local folder with the tokenizer's "
             f"files, or the name of a model on the Hugging Face hub (needs network, and HF_HUB_OFFLINE not "
-            f"set). Training takes folders by --policy.observation_encoder.text.model=DIR, and .vision.backbone=DIR. "
-            f"{error}"
+            f"set). Training takes folders by --policy.observation_encoder.text.model=DIR, and .vision.backbone=DIR; "
+            f"the demo's small tower is made by python -m dit_policy_ros.policy.tiny_clip --output=DIR. {why}"
         ) from error

@@ -6,6 +6,7 @@ import sys
 from argparse import Action
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -38,6 +39,11 @@ def parse[T](
         said = _in_words(error, given, config_class) or _reasons(error)
         print(f"error: {said}\n(--help lists every option)", file=sys.stderr)
         raise SystemExit(2) from None
+    except SystemExit as end:
+        if end.code == 2:
+            for said in _meant(given, config_class):
+                print(said, file=sys.stderr)
+        raise
 
 
 def run[T](
@@ -162,6 +168,25 @@ def _texts_quoted(args: Iterable[str], config_class: type) -> Iterator[str]:
         else:
             yield arg
         quote_next = text and not equals and not quote_next
+
+
+def _meant(given: Sequence[str], config_class: type) -> Iterator[str]:
+    """What an option that is not there may have been meant to be, a line each."""
+    there = [*_options(config_class), "config", "config_path", "help"]
+    for name in (arg.removeprefix("--").partition("=")[0] for arg in given if arg.startswith("--")):
+        near = [] if name in there else get_close_matches(name, there, 1)
+        if near and _kind(name, config_class) is None:
+            yield f"--{name}: did you mean --{near[0]}?"
+
+
+def _options(group: Any, prefix: str = "") -> Iterator[str]:
+    """All options of a configuration, and of every type of its groups that are a choice."""
+    choices = group.get_known_choices().values() if issubclass(group, ChoiceRegistry) else ()
+    for one in (group, *choices):
+        for name, kind in get_type_hints(one).items():
+            yield from (prefix + name, *(_options(kind, f"{prefix}{name}.") if is_dataclass(kind) else ()))
+        if choices:
+            yield f"{prefix}type"
 
 
 def _kind(option: str, config_class: type) -> Any:

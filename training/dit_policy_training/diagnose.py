@@ -22,7 +22,7 @@ from dit_policy_training import cli
 from dit_policy_training.data.table import load_table
 from dit_policy_training.judging.diagnosis import Diagnosis, amount_of_work, diagnose
 from dit_policy_training.judging.findings import Finding, findings
-from dit_policy_training.judging.held_out import rows_to_judge
+from dit_policy_training.judging.held_out import UNKNOWN, rows_to_judge
 from dit_policy_training.judging.opening import Unit, open_subject
 
 REPORT, PICTURE = "diagnosis.json", "diagnosis.png"
@@ -108,8 +108,8 @@ def _shown(
         yield _pairs(diagnosis)
     idle = diagnosis.idling
     yield Text(
-        f"idle chunks: {idle.predicted:.0%} predicted, {idle.recorded:.0%} recorded; {idle.stuck:.0%} of those where "
-        f"the recorded robot moves{_way(idle.way)}. Idle frames in the data: {idle.idle_frames} "
+        f"idle chunks: {idle.predicted:.0%} predicted, {idle.recorded:.0%} recorded. Where the recorded robot moves, "
+        f"{idle.stuck:.0%} are idle{_way(idle.way)}. Idle frames in the data: {idle.idle_frames} "
         f"({idle.idle_frames_share:.0%})"
     )
     still = (
@@ -118,7 +118,7 @@ def _shown(
         else f", of a robot that does not move {unit.of(diagnosis.standing_still)}"
     )
     yield Text(f"error over whole episodes: {unit.of(diagnosis.error)} {unit.name}{still}")
-    yield Text("" if diagnosis.seen is None else f"{diagnosis.seen}\n")
+    yield Text(f"{diagnosis.seen or UNKNOWN}\n")
     for finding in found:
         style = "bold red" if finding.severity == "problem" else "bold"
         yield Text(f"{finding.severity}: {finding.found}", style=style)
@@ -128,7 +128,7 @@ def _shown(
 
 
 def _way(way: float | None) -> str:
-    return "" if way is None else f", where it goes {way:.0%} of the way"
+    return "" if way is None else f", and the prediction goes {way:.0%} of the recorded way"
 
 
 def _other_words(diagnosis: Diagnosis) -> Iterator[Text]:

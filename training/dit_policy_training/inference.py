@@ -24,6 +24,7 @@ from dit_policy_training.judging.opening import PRISMATIC, Subject, open_subject
 from dit_policy_training.judging.predictions import Predictions, predict
 
 OUTPUT = Path("outputs/inference.png")
+_MOST_TOLD = 5  # instructions that it was trained on
 
 
 @dataclass
@@ -206,6 +207,9 @@ def run(config: InferenceConfig, console: Console | None = None) -> int:
             highlight=False,
             markup=False,
         )
+        if config.instruction not in subject.policy.config.tasks:
+            known = "', '".join(subject.policy.config.tasks[:_MOST_TOLD])
+            console.print(f"it was not trained on these words, but on: '{known}'", highlight=False, markup=False)
     if window:
         from matplotlib import pyplot
 

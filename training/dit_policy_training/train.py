@@ -24,7 +24,8 @@ examples:
   a first run        --config=config/training/small_dataset.yaml --dataset_path=DATASET --output_dir=RUN
   go on with it      --checkpoint_path=RUN/checkpoints/last
   train it longer    --checkpoint_path=RUN/checkpoints/last --train_steps=60000
-  start from it      --checkpoint_path=RUN/checkpoints/best --finetune --dataset_path=OTHER --output_dir=NEW
+  start from it      --checkpoint_path=RUN/checkpoints/best --finetune --optimizer.lr=3e-5 --dataset_path=OTHER
+                     --output_dir=NEW
 docs/train.md explains the choices.
 """
 

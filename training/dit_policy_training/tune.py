@@ -140,15 +140,17 @@ def run(config: TuneConfig, console: Console | None = None) -> dict[str, Any]:
     known = len([one for one in study.combinations if one in record.measured])
     if known:
         console.print(f"{known} of {len(study.combinations)} combinations are known from {config.output_dir}")
+    for line in _plan(config, study, len(study.combinations) - known):
+        console.print(line, highlight=False, soft_wrap=True)
     with _progress(console, known, len(study.combinations)) as done:
         try:
             for measured in _measurements(config, study, record):
                 record.add(measured)
                 done()
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted; the same command goes on with {config.output_dir}/tune.json"
-            ) from None
+            kept = f"the same command goes on with {config.output_dir}/tune.json"
+            said = kept if record.measured else "nothing is measured yet"
+            raise KeyboardInterrupt(f"interrupted; {said}") from None
     every = [record.measured[one] for one in study.combinations]
     chosen, why = best_of(every, study.fps)
     choice = {"best": chosen.plain(), "why": why, "unit": study.unit.name, "scale": study.unit.scale}
@@ -162,6 +164,17 @@ def run(config: TuneConfig, console: Console | None = None) -> dict[str, Any]:
             console.print(f"{target}: {line}", highlight=False, soft_wrap=True)
     console.print(f"{config.output_dir / 'tune.png'}, tune.json", highlight=False, soft_wrap=True)
     return choice
+
+
+def _plan(config: TuneConfig, study: Study, left: int) -> Iterator[str]:
+    """What will be done, and what makes it less."""
+    if left and study.simulated:
+        yield (
+            f"to measure: {left} combinations, each on {config.episodes} scenes in the simulator, {config.workers} at "
+            "a time. Fewer --episodes, more --workers or --how=offline, which asks the dataset alone, take less"
+        )
+    elif left:
+        yield f"to measure: {left} combinations, at {config.max_samples} moments of the dataset"
 
 
 def _values(chosen: Combination) -> dict[str, int | float | str]:

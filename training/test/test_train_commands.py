@@ -273,3 +273,20 @@ def test_what_yaml_reads_as_something_else_stays_what_it_is(tmp_path: Path) -> N
     vision = config.policy.observation_encoder.vision
     assert isinstance(vision, ClipVisionConfig)
     assert (vision.text_pooling, vision.backbone) == (True, "off")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--train_step=60", "--train_steps"),
+        ("--policy.transformer.num_layer=4", "--policy.transformer.num_layers"),
+        (f"{VISION}.widhts=[8]", f"{VISION}.widths"),
+    ],
+)
+def test_an_option_that_is_not_there_is_told_with_the_one_meant(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.parse(TrainConfig, ["--dataset_path=x", "--output_dir=y", typed])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"{typed.partition('=')[0]}: did you mean {meant}?"

@@ -12,7 +12,7 @@ from dit_policy_training.judging.held_out import Seen, seen_of
 from dit_policy_training.judging.idling import Idling, idling
 from dit_policy_training.judging.instructions import Pair, Task, closest_pairs, tasks_of
 from dit_policy_training.judging.listening import Answer, listen, ways
-from dit_policy_training.judging.opening import Subject
+from dit_policy_training.judging.opening import AS_RECORDED, Subject, Unit
 from dit_policy_training.judging.predictions import standing_still
 from dit_policy_training.judging.some_frames import SomeFrames
 
@@ -32,6 +32,7 @@ class Diagnosis:
     idling: Idling
     tasks: list[Task]
     pairs: list[Pair]
+    unit: Unit = AS_RECORDED  # in which errors and changes are told; the figures here are the dataset's
     seen: Seen | None = None  # of the judged episodes, in training; None where that is not known
 
     def answer(self, asked: str) -> Answer | None:
@@ -87,6 +88,7 @@ def diagnose(
         idling=idling(usual, windows, subject.executed, idle_motion, still),
         tasks=tasks_of(policy, table, usual),
         pairs=closest_pairs(policy, table.tasks),
+        unit=subject.unit,
         seen=seen_of(subject.folder, table, np.union1d(start, whole)),
     )
 

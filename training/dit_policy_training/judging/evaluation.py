@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dit_policy_ros.policy.sampling import AS_CONFIGURED, Sampling
-from dit_policy_training.judging.held_out import Seen, rows_to_judge, seen_of
+from dit_policy_training.judging.held_out import UNKNOWN, Seen, rows_to_judge, seen_of
 from dit_policy_training.judging.opening import Subject, place_of, rows_of_episodes, some_of
 from dit_policy_training.judging.predictions import Predictions, mean_over, predict, standing_still
 
@@ -249,8 +249,8 @@ def verdicts(report: dict[str, Any]) -> list[tuple[bool, str]]:
 
 
 def on_training(report: dict[str, Any]) -> str:
-    """How many of the judged episodes it was trained on, in a sentence; empty where that is not known."""
-    return str(Seen(**report["trained_on"])) if report["trained_on"] else ""
+    """How many of the judged episodes it was trained on, in a sentence."""
+    return str(Seen(**report["trained_on"])) if report["trained_on"] else UNKNOWN
 
 
 def on_samples(report: dict[str, Any]) -> str:

@@ -66,8 +66,8 @@ def _not_learned(diagnosis: Diagnosis) -> Iterator[Finding]:
         yield Finding(
             "not_learned",
             "problem",
-            f"its actions are off by {diagnosis.error:.3g}, those of a robot that does not move by {still:.3g}: it has "
-            "learned little",
+            f"its actions are off by {_told(diagnosis, diagnosis.error)}, those of a robot that does not move by "
+            f"{_told(diagnosis, still)}: it has learned little",
             "look at the run's curves.png: a loss that still falls wants more --train_steps, one that is flat from the "
             "start another --optimizer.lr; if it is far better on the episodes it was trained on, more episodes",
         )
@@ -144,7 +144,7 @@ def _words(diagnosis: Diagnosis, config: PolicyConfig) -> Iterator[Finding]:
         yield Finding(
             "deaf",
             "problem",
-            f"it does not listen: another instruction changes the prediction by {early.change:.3g}, "
+            f"it does not listen: another instruction changes the prediction by {_told(diagnosis, early.change)}, "
             f"{early.times_noise:.1f} times what other noise does{told}",
             _words_advice(config),
         )
@@ -161,8 +161,8 @@ def _words(diagnosis: Diagnosis, config: PolicyConfig) -> Iterator[Finding]:
         yield Finding(
             "unheeded",
             "problem",
-            f"it hears, but wrong words cost nothing: error {early.error:.3g} with another instruction, "
-            f"{_error(diagnosis):.3g} with the right one",
+            f"it hears, but wrong words cost nothing: error {_told(diagnosis, early.error)} with another instruction, "
+            f"{_told(diagnosis, _error(diagnosis))} with the right one",
             "the tasks' motions may be alike in these episodes (then nothing is wrong), or labels are mixed up: look "
             "at some episodes of each task by python -m dit_policy_training.inference",
         )
@@ -307,14 +307,15 @@ def _tasks(diagnosis: Diagnosis) -> Iterator[Finding]:
     for task, error in judged:
         others = [theirs for other, theirs in judged if other is not task]
         if others and error > HARDER * float(np.median(others)):
-            yield _harder(task, error, float(np.median(others)))
+            yield _harder(diagnosis, task, error, float(np.median(others)))
 
 
-def _harder(task: Task, error: float, usual: float) -> Finding:
+def _harder(diagnosis: Diagnosis, task: Task, error: float, usual: float) -> Finding:
     return Finding(
         "task_worse",
         "note",
-        f"{task.task!r} is predicted worse than the others: error {error:.3g} against {usual:.3g}",
+        f"{task.task!r} is predicted worse than the others: error {_told(diagnosis, error)} against "
+        f"{_told(diagnosis, usual)}",
         f"--task_weights='{{{task.task}: 2}}', or more episodes of it; if its motions are larger, it may be right so",
     )
 
@@ -353,7 +354,13 @@ def _answer_matters(diagnosis: Diagnosis, asked: str) -> bool:
 
 def _change(diagnosis: Diagnosis, asked: str) -> str:
     answer = diagnosis.answer(asked)
-    return "nothing" if answer is None else f"{answer.change:.3g} ({answer.times_noise:.1f} times other noise)"
+    if answer is None:
+        return "nothing"
+    return f"{_told(diagnosis, answer.change)} ({answer.times_noise:.1f} times other noise)"
+
+
+def _told(diagnosis: Diagnosis, distance: float) -> str:
+    return f"{diagnosis.unit.of(distance)} {diagnosis.unit.name}"
 
 
 def _both(diagnosis: Diagnosis) -> tuple[list[Answer], list[Answer]]:

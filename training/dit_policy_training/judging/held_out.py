@@ -16,6 +16,10 @@ from dit_policy_training.data.table import Table
 from dit_policy_training.judging.opening import place_of, rows_of_episodes
 from dit_policy_training.loop.state import FOLDER, read_state
 
+UNKNOWN = (
+    "Whether it was trained on the judged episodes is not known: the checkpoint does not tell, or is of other data."
+)
+
 
 class UnknownSplit(ValueError):
     """Why it is not known which episodes a run held out; the message says what to do."""

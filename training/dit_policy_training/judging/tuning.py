@@ -230,7 +230,8 @@ def best_of(every: Iterable[Measured], fps: float) -> tuple[Measured, str]:
     if scores:
         least = min(scores)
         left = [one for one in left if one.score is not None and one.score <= ALIKE * least]
-        said.append(f"{_many(len(left), 'has', 'have')} the least error and jump (within {ALIKE - 1:.0%})")
+        which = _many(len(left), "has", "have")
+        said.append(f"{which} the least score, error and jump together (within {ALIKE - 1:.0%})")
     chosen = min(
         left, key=lambda one: (round(one.chunk_ms), one.combination.denoising_steps, -one.combination.n_action_steps)
     )

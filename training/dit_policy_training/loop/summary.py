@@ -12,6 +12,8 @@ from dit_policy_training.data.table import Table
 from dit_policy_training.loop.options import TrainConfig
 from dit_policy_training.loop.state import Best
 
+_NEXT = ("inference", "evaluate", "diagnose", "tune")
+
 
 def opening(
     config: TrainConfig,
@@ -47,16 +49,12 @@ def opening(
 def ending(checkpoint: Path, done: str, best: Best | None, dataset: Path | None, embodied: bool) -> list[str]:
     """Where the policy is, how good, and what to do with it. `done`: how far the run came."""
     data = f" --dataset_path={shlex.quote(str(dataset))}" if dataset else " --dataset_path=FOLDER"
-    given = f"--checkpoint_dir={shlex.quote(str(checkpoint))}{data}"
     lines = [f"{checkpoint}: {done}"]
     if best is not None:
-        place = checkpoint.with_name("best")
-        lines.append(f"{place}: step {best.step}, {best.figure} {best.value:.4g}, the lowest of those kept")
-    lines += [
-        "next",
-        f"  python -m dit_policy_training.inference {given}",
-        f"  python -m dit_policy_training.evaluate {given}",
-    ]
+        checkpoint = checkpoint.with_name("best")
+        lines.append(f"{checkpoint}: step {best.step}, {best.figure} {best.value:.4g}, the lowest of those kept")
+    given = f"--checkpoint_dir={shlex.quote(str(checkpoint))}{data}"
+    lines += ["next", *(f"  python -m dit_policy_training.{program} {given}" for program in _NEXT)]
     if embodied:
         files = [shlex.quote(str(place)) for place in (checkpoint, checkpoint / "embodiment.yaml")]
         lines.append(f"  ros2 launch dit_policy_ros robot.launch.py checkpoint:={files[0]} embodiment:={files[1]}")

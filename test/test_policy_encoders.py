@@ -309,6 +309,8 @@ def test_clip_refuses_what_it_cannot_load(tmp_path):
         make_vision_encoder(ClipVisionConfig(backbone_config=TINY_VIT), [(32, 32), (30, 32)], 16)
     with pytest.raises(ConfigurationError, match=r"cannot load a tokenizer from text.model '.*': give a local folder"):
         ClipText(ClipTextConfig(str(tmp_path)), 16, None)
+    with pytest.raises(ConfigurationError, match=r"tiny_clip --output=DIR\. There is no such folder\.$"):
+        ClipText(ClipTextConfig("outputs/demo-train/absent"), 16, None)
     with pytest.raises(ConfigurationError, match="cannot load CLIPVisionModel from"):
         ClipVision(ClipVisionConfig(backbone=str(tmp_path)), 16)
 

@@ -274,10 +274,19 @@ class TestInference:
         said = console.export_text()
         assert "episode 1, frame 4 (0.4 s): 'push the blue block'" in said
         assert "'push the red block' changes the prediction by" in said
+        assert "not trained on" not in said
         assert "drawn to outputs/inference.png" in said
         with Image.open(tmp_path / "outputs/inference.png") as picture:
             assert min(picture.size) > 300
             assert len(set(picture.convert("RGB").resize((60, 60)).getdata())) > 50
+
+    def test_words_that_it_was_not_trained_on_are_told(self, checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+        console = Console(record=True, width=200, file=(tmp_path / "said").open("w"))
+        output = tmp_path / "moment.png"
+        show(InferenceConfig(checkpoint, dataset, samples=1, instruction="make coffee", output=output), console)
+        said = console.export_text()
+        assert "it was not trained on these words, but on: '" in said
+        assert all(f"'{task}'" in said for task in ("push the blue block", "push the red block"))
 
     def test_a_folder_is_no_picture(self, checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"output {tmp_path} is a folder; .* such as {tmp_path}/inference\.png"):

@@ -120,7 +120,7 @@ def test_compared_is_what_none_was_trained_on(
         compare(replace(config, checkpoints=[c]), QUIET)
 
 
-def test_what_is_not_known_is_refused_if_asked_for_and_else_not_said(
+def test_what_is_not_known_is_refused_if_asked_for_and_else_said_to_be_unknown(
     runs: dict[str, tuple[Path, set[int]]], data: Path, tmp_path: Path
 ) -> None:
     checkpoint, _ = runs["a"]
@@ -134,7 +134,9 @@ def test_what_is_not_known_is_refused_if_asked_for_and_else_not_said(
         with pytest.raises(ValueError, match=said):
             evaluate(replace(config, checkpoint_dir=folder, held_out=True), QUIET)
         assert not (tmp_path / "out").exists()
-    assert evaluate(config, QUIET)["trained_on"] is None
+    console = Console(record=True, width=400, file=(tmp_path / "said").open("w"))
+    assert evaluate(config, console)["trained_on"] is None
+    assert "Whether it was trained on the judged episodes is not known" in console.export_text()
     with pytest.raises(ValueError, match="either --held_out or the episodes"):
         evaluate(replace(config, held_out=True, episode=3), QUIET)
 

@@ -102,6 +102,19 @@ def test_interrupted_it_goes_on_with_what_is_left(config: TuneConfig, monkeypatc
     assert len(asked) == 4
 
 
+def test_what_will_be_measured_is_told_and_nothing_is_promised_of_what_is_not(
+    config: TuneConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Offline, "measure", stopped)
+    console = Console(record=True, width=400, file=(tmp_path / "said").open("w"))
+    with pytest.raises(KeyboardInterrupt, match="interrupted; nothing is measured yet"):
+        run(config, console)
+    assert "to measure: 8 combinations, at 20 moments of the dataset" in console.export_text()
+
+
 def test_offline_says_what_it_cannot_know(config: TuneConfig, tmp_path: Path) -> None:
     console = Console(record=True, width=400, file=(tmp_path / "said").open("w"))
     caution = run(replace(config, denoising_steps=[1], n_action_steps=[2], samplers=["euler"]), console)["caution"]

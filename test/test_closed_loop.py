@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bench_delay import figures, judged
@@ -68,3 +70,19 @@ def test_the_benchmarks_bars_can_fail() -> None:
     assert all(row["holds"] for row in judged(good, "so"))  # type: ignore[arg-type]
     bad = good | {("rtc", 200): rough | {"success": 0.9}}
     assert not any(row["holds"] for row in judged(bad, "so"))  # type: ignore[arg-type]
+
+
+def test_drives_that_refuse_a_target_keep_theirs_and_the_episode_goes_on(
+    loop: ClosedLoop, simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where an arm that leans on its end stop, a little beyond the limit, is told to hold there."""
+    drive, calls = simulation.set_targets, itertools.count()
+
+    def faulty(names: Sequence[str], positions: np.ndarray) -> None:
+        if 100 <= next(calls) < 120:
+            raise ValueError("target of joint 'panda_joint4': -3.0723, expected -3.0718 to -0.0698")
+        drive(names, positions)
+
+    monkeypatch.setattr(simulation, "set_targets", faulty)
+    assert loop.run(700_100, "blue", Settings(n_action_steps=8, recovery="automatic")).success
+    assert next(calls) > 120

@@ -168,7 +168,13 @@ class ClosedLoop:
 
     def _actuate(self) -> None:
         measured = self._simulation.q[self._arm], self._simulation.qd[self._arm]
-        self._simulation.set_targets(ARM_JOINTS, self._controller.update(self._now_ns, *measured)[0])
+        targets = self._controller.update(self._now_ns, *measured)[0]
+        try:
+            self._simulation.set_targets(ARM_JOINTS, targets)
+        except ValueError:
+            # As in the simulator's node: the controller looks at no limits, the drives behind it keep their targets.
+            # So it is where an arm that leans on its end stop, a little beyond the limit, is told to hold.
+            self._controller.reset()
 
 
 def trajectory_message(trajectory: Trajectory) -> Any:

@@ -44,9 +44,9 @@ def _attention(axes: Axes, diagnosis: Diagnosis) -> None:
     axes.set_yticks(places, asked)
     axes.invert_yaxis()
     axes.axvline(HEARD_NOISE, color="black", linestyle=":", label="below: it does not attend")
-    axes.axvline(1, color=GREY)
+    axes.axvline(1, color=GREY, label="as far as by other noise")
     axes.set(title="how far the prediction moves", xlabel="times what other noise alone does")
-    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)  # beside the bars
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)  # beside the bars
     axes.grid(alpha=0.3, axis="x")
 
 

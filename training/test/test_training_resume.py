@@ -15,6 +15,7 @@ import draccus
 import pytest
 import torch
 from converting import Launcher
+from dit_policy_training.data.frames import batches
 from dit_policy_training.data.sources import DatasetSource
 from dit_policy_training.loop.continuing import check_same_run
 from dit_policy_training.loop.options import OptimizerConfig, SchedulerConfig, TrainConfig, ValidationConfig
@@ -136,6 +137,17 @@ def test_a_second_signal_ends_at_once(config: TrainConfig, monkeypatch: pytest.M
         Trainer(config, QUIET).train()
     assert signal.getsignal(signal.SIGINT) == before
     assert not list(config.output_dir.glob("checkpoints/*"))
+
+
+def test_a_signal_before_the_first_step_is_noticed_as_any(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch takes long where processes are started for it."""
+
+    def interrupted(*arguments: object) -> Iterator[object]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from batches(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("dit_policy_training.loop.trainer.batches", interrupted)
+    assert Trainer(config, QUIET).train().name == "000001"
 
 
 def going_on(config: TrainConfig, step: int | None = None, **changes: object) -> TrainConfig:

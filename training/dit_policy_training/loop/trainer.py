@@ -8,7 +8,7 @@ batch or an accumulated one make no difference. What a step computes stays on th
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -271,12 +271,14 @@ class Trainer:
             self._validation = Validation(self._table, self._windows, frames, self._held_out, config)
         if self._step == 0:
             self._draw_samples(gather(self._windows, frames, self._order.at(0)[: config.batch_size]))
-        ready = Prefetched(batches(self._windows, frames, self._own_rows()), device)
         try:
-            with self._interrupts.watched():
+            # A signal is noticed from here on, also while the first batch is made.
+            with (
+                self._interrupts.watched(),
+                closing(Prefetched(batches(self._windows, frames, self._own_rows()), device)) as ready,
+            ):
                 self._steps(ready, progress)
         finally:
-            ready.close()
             if self._tracker is not None:
                 self._tracker.close()
 

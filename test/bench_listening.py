@@ -8,15 +8,14 @@ outputs/bench/listening, so that an interrupted benchmark continues. Writes outp
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bench_report import Row, publish
+from bench_recipe import rolled_out, trained
+from bench_report import Row, count_row, publish
 
 BAGS, ALL = Path("outputs/demo-train/bags"), (50, 50, 50)
 WORK = Path("outputs/bench/listening")
@@ -57,41 +56,19 @@ def main() -> int:
 def rows(variant: Variant) -> list[Row]:
     """Success and wrong blocks, told the scene's colour and told another one; success on blue alone."""
     folder = WORK / variant.name.replace(" ", "_").replace(",", "")
-    checkpoint = trained(folder, variant)
+    changes = (f"--train_steps={variant.steps}", "--num_threads=1", *variant.changes)
+    checkpoint = trained(folder, *changes, dataset=converted(variant.bags))
     data = f"{variant.steps} steps on {' + '.join(map(str, variant.bags))} episodes"
     how = f"{data}, {EPISODES} unseen scenes, simulated time"
     found = []
     for control, told in (("none", "told the colour"), ("wrong_instruction", "told another colour")):
-        report = rolled_out(checkpoint, folder / f"{control}.json", control)
+        report = rolled_out(checkpoint, folder / f"{control}.json", EPISODES, control)
         for figure in ("success", "wrong_block"):
-            found.append(row(f"{variant.name}, {told}: {figure}", report[figure], EPISODES, how))
+            found.append(count_row(f"{variant.name}, {told}: {figure}", report[figure], EPISODES, how))
         if control == "none":
             rare = [episode for episode in report["results"] if episode["instruction"] == RARE]
-            found.append(row(f"{variant.name}: blue alone", sum(e["success"] for e in rare), len(rare), how))
+            found.append(count_row(f"{variant.name}: blue alone", sum(e["success"] for e in rare), len(rare), how))
     return found
-
-
-def row(name: str, value: int, of: int, how: str) -> Row:
-    """A count without a bar."""
-    return {"name": name, "value": value, "unit": f"of {of}", "bar": None, "holds": True, "how": how}
-
-
-def trained(folder: Path, variant: Variant) -> Path:
-    """The variant's checkpoint, trained if it is not there."""
-    last = folder / "checkpoints" / "last"
-    if not (folder / "done").exists():
-        run(
-            "dit_policy_training.train",
-            "--config=config/training/demo.yaml",
-            f"--dataset_path={converted(variant.bags)}",
-            f"--output_dir={folder}",
-            f"--train_steps={variant.steps}",
-            "--num_threads=1",
-            "--overwrite=true",
-            *variant.changes,
-        )
-        (folder / "done").touch()  # an interrupted training leaves a checkpoint as well
-    return last
 
 
 def converted(bags: tuple[int, int, int]) -> Path:
@@ -106,8 +83,7 @@ def converted(bags: tuple[int, int, int]) -> Path:
         for colour, count in enumerate(bags):
             for bag in sorted(path for path in BAGS.iterdir() if path.is_dir())[colour::3][:count]:
                 (chosen / bag.name).symlink_to(bag.resolve())
-        run(
-            "dit_policy_training.convert",
+        arguments = [
             f"--bags={chosen}",
             "--embodiment=config/embodiments/sim_arm.yaml",
             f"--output={dataset}",
@@ -116,21 +92,9 @@ def converted(bags: tuple[int, int, int]) -> Path:
             "--video.pix_fmt=yuv444p",
             "--video.crf=18",
             "--video.preset=superfast",
-        )
+        ]
+        subprocess.run([sys.executable, "-m", "dit_policy_training.convert", *arguments], check=True)
     return dataset
-
-
-def rolled_out(checkpoint: Path, report: Path, control: str) -> dict[str, Any]:
-    """The report of the unseen scenes, run if it is not there."""
-    if not report.exists():
-        arguments = (f"--checkpoint={checkpoint}", f"--episodes={EPISODES}", f"--control={control}")
-        run("dit_policy_ros.sim.rollout", *arguments, f"--output={report}")
-    return dict(json.loads(report.read_text()))
-
-
-def run(module: str, *arguments: str) -> None:
-    """Run a module; raises CalledProcessError if it fails."""
-    subprocess.run([sys.executable, "-m", module, *arguments], check=True)
 
 
 if __name__ == "__main__":

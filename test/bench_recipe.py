@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,15 +20,24 @@ DATASET = Path("outputs/demo-train/dataset")
 FLOW = Path("checkpoints/demo")
 
 
-def trained(output: Path, *changes: str) -> Path:
+def trained(output: Path, *changes: str, dataset: Path = DATASET) -> Path:
     """The checkpoint of the demo's recipe with changes to its settings; trained, in ten minutes, if it is not there."""
     last = output / "checkpoints" / "last"
     if not (output / "done").exists():
-        arguments = ("--config_path=config/training/demo.yaml", f"--dataset_path={DATASET}", f"--output_dir={output}")
+        arguments = ("--config_path=config/training/demo.yaml", f"--dataset_path={dataset}", f"--output_dir={output}")
         command = [sys.executable, "-m", "dit_policy_training.train", *arguments, "--overwrite=true", *changes]
         subprocess.run(command, check=True)
         (output / "done").touch()  # an interrupted training leaves a checkpoint as well
     return last
+
+
+def rolled_out(checkpoint: Path, report: Path, episodes: int, control: str) -> dict[str, Any]:
+    """The report of unseen scenes in simulated time, run if it is not there."""
+    if not report.exists():
+        arguments = (f"--checkpoint={checkpoint}", f"--episodes={episodes}", f"--control={control}")
+        command = [sys.executable, "-m", "dit_policy_ros.sim.rollout", *arguments, f"--output={report}"]
+        subprocess.run(command, check=True)
+    return dict(json.loads(report.read_text()))
 
 
 def diffusion_checkpoint() -> Path:

@@ -75,6 +75,11 @@ def figure_row(name: str, value: float, unit: str, how: str, at_most: float | No
     }
 
 
+def count_row(name: str, value: int, of: int, how: str) -> Row:
+    """How many of so many, without a bar."""
+    return {"name": name, "value": value, "unit": f"of {of}", "bar": None, "holds": True, "how": how}
+
+
 def write(part: str, rows: Sequence[Row], device: str | None = None, **more: Any) -> None:
     """Writes outputs/bench/<part>.json. `device` names an accelerator; `more` goes into the file as it is."""
     target = FOLDER / f"{part}.json"

@@ -19,14 +19,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench_report import Row, publish
+from bench_recipe import DATASET, rolled_out, trained
+from bench_report import Row, count_row, publish
 from demo_for_lerobot import fresh_policy, recipe
 from dit_policy_training.data.table import load_table
 from safetensors.torch import load_file
 
 from dit_policy_ros.policy.checkpoint import save_checkpoint
 
-DATASET, RECIPE = "outputs/demo-train/dataset", "config/training/demo.yaml"
+RECIPE = "config/training/demo.yaml"
 WORK = Path("outputs/bench/trainers")
 SEEDS, SCENES, REAL_SCENES = (0, 1, 2), 60, 20
 OURS, THEIRS = "ours", "lerobot-train"
@@ -35,12 +36,15 @@ CONTROLS = {"none": "told the colour", "wrong_instruction": "told another colour
 
 def main() -> int:
     """All trainers and seeds; 0 if our success is not lower."""
-    policies = {(trainer, seed): trained(trainer, seed) for seed in SEEDS for trainer in (OURS, THEIRS)}
+    policies = {(trainer, seed): checkpoint_of(trainer, seed) for seed in SEEDS for trainer in (OURS, THEIRS)}
     rows: list[Row] = []
     for control, told in CONTROLS.items():
-        reports = {key: rolled_out(policy, control) for key, policy in policies.items()}
+        reports = {
+            (trainer, seed): rolled_out(policy, WORK / f"{trainer}-{seed}" / f"{control}.json", SCENES, control)
+            for (trainer, seed), policy in policies.items()
+        }
         rows += rows_of(reports, told, f"{SCENES} unseen scenes, simulated time")
-    real = {(trainer, SEEDS[0]): run_by_node(policies[trainer, SEEDS[0]]) for trainer in (OURS, THEIRS)}
+    real = {(trainer, SEEDS[0]): run_by_node(trainer, policies[trainer, SEEDS[0]]) for trainer in (OURS, THEIRS)}
     rows += rows_of(real, "told the colour, by the node", f"{REAL_SCENES} unseen scenes, real time, over DDS")
     return publish("trainers", rows)
 
@@ -50,40 +54,31 @@ def rows_of(reports: Mapping[tuple[str, int], Mapping[str, Any]], told: str, how
     rows: list[Row] = []
     for (trainer, seed), report in reports.items():
         for figure in ("success", "wrong_block"):
-            rows.append(row(f"{trainer}, seed {seed}, {told}: {figure}", report[figure], report["episodes"], how))
+            rows.append(count_row(f"{trainer}, seed {seed}, {told}: {figure}", report[figure], report["episodes"], how))
     ours, theirs = (
         sum(report["success"] for (trainer, _), report in reports.items() if trainer == kind)
         for kind in (OURS, THEIRS)
     )
     scenes = sum(report["episodes"] for (trainer, _), report in reports.items() if trainer == OURS)
-    total = row(f"ours, all seeds, {told}: success", ours, scenes, f"{how}; lerobot-train's is the bar")
+    total = count_row(f"ours, all seeds, {told}: success", ours, scenes, f"{how}; lerobot-train's is the bar")
     return [*rows, total | {"bar": f">= {theirs}", "holds": ours >= theirs}]
 
 
-def row(name: str, value: int, of: int, how: str) -> Row:
-    """A count without a bar."""
-    return {"name": name, "value": value, "unit": f"of {of}", "bar": None, "holds": True, "how": how}
-
-
-def trained(trainer: str, seed: int) -> Path:
-    """A checkpoint of ours, trained if it is not there."""
+def checkpoint_of(trainer: str, seed: int) -> Path:
+    """A checkpoint of ours, trained if it is not there; ours are the preset on one thread."""
     folder = WORK / f"{trainer}-{seed}"
+    if trainer == OURS:
+        return trained(folder, f"--seed={seed}", "--num_threads=1")
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)  # lerobot-train refuses a folder that is there
-        by_ours(folder, seed) if trainer == OURS else by_lerobot(folder, seed)
+        by_lerobot(folder, seed)
         (folder / "done").touch()  # an interrupted training leaves checkpoints as well
-    return folder / "checkpoints" / "last" if trainer == OURS else folder / "exported"
-
-
-def by_ours(folder: Path, seed: int) -> None:
-    """The preset, on one thread."""
-    places = (f"--dataset_path={DATASET}", f"--output_dir={folder}")
-    run("dit_policy_training.train", f"--config={RECIPE}", *places, f"--seed={seed}", "--num_threads=1")
+    return folder / "exported"
 
 
 def by_lerobot(folder: Path, seed: int) -> None:
     """The same by lerobot-train; its last weights as a checkpoint of ours."""
-    config = recipe(RECIPE, DATASET)
+    config = recipe(RECIPE, str(DATASET))
     run(
         "lerobot.scripts.lerobot_train",
         "--policy.discover_packages_path=demo_for_lerobot",
@@ -107,25 +102,16 @@ def by_lerobot(folder: Path, seed: int) -> None:
 
 def export(weights: Path, folder: Path) -> None:
     """LeRobot's weights of the plugin as a checkpoint of ours. Raises RuntimeError for weights of another policy."""
-    policy = fresh_policy(recipe(RECIPE, DATASET))
+    policy = fresh_policy(recipe(RECIPE, str(DATASET)))
     policy.load_state_dict({name.removeprefix("policy."): tensor for name, tensor in load_file(weights).items()})
-    embodiment = load_table(Path(DATASET)).embodiment
+    embodiment = load_table(DATASET).embodiment
     assert embodiment is not None  # our converter made the dataset
     save_checkpoint(folder, policy, embodiment.to_yaml(), "Trained by lerobot-train, for a comparison.\n")
 
 
-def rolled_out(checkpoint: Path, control: str) -> dict[str, Any]:
-    """The report of the unseen scenes in simulated time, run if it is not there."""
-    report = checkpoint.parents[0 if checkpoint.name == "exported" else 1] / f"{control}.json"
-    if not report.exists():
-        arguments = (f"--checkpoint={checkpoint}", f"--episodes={SCENES}", f"--control={control}")
-        run("dit_policy_ros.sim.rollout", *arguments, f"--output={report}")
-    return dict(json.loads(report.read_text()))
-
-
-def run_by_node(checkpoint: Path) -> dict[str, Any]:
+def run_by_node(trainer: str, checkpoint: Path) -> dict[str, Any]:
     """The report of the demo, whose node runs the policy in real time, run if it is not there."""
-    output = checkpoint.parents[0 if checkpoint.name == "exported" else 1] / "node"
+    output = WORK / f"{trainer}-{SEEDS[0]}" / "node"
     if not (output / "report.json").exists():
         arguments = (f"--checkpoint={checkpoint}", f"--output={output}", "--video-episodes=0")
         run("dit_policy_ros.nodes.demo", *arguments, most=1)  # 1 only says that a bar of the demo does not hold

@@ -16,7 +16,8 @@ from dit_policy_training import cli
 from dit_policy_training.data.table import load_table
 from dit_policy_training.evaluate import progress_of
 from dit_policy_training.judging.comparison import best, compare, figures
-from dit_policy_training.judging.held_out import UNKNOWN, Seen, rows_to_judge
+from dit_policy_training.judging.evaluation import on_training
+from dit_policy_training.judging.held_out import rows_to_judge
 from dit_policy_training.judging.opening import checkpoints_in, some_of
 from dit_policy_training.judging.pages import comparison_page, told
 
@@ -92,8 +93,7 @@ def _print(report: dict[str, Any], console: Console) -> None:
         table.add_row(name, told(report, one["error"]), style="dim")
     console.print(table)
     for one in report["checkpoints"]:
-        seen = Seen(**one["trained_on"]) if one["trained_on"] else UNKNOWN
-        console.print(f"- {one['name']}: {seen}", highlight=False, markup=False)
+        console.print(f"- {one['name']}: {on_training(one)}", highlight=False, markup=False)
     for name, why in report["left_out"].items():
         console.print(f"[yellow]left out[/yellow] {name}: ", end="", highlight=False)
         console.print(why, highlight=False, markup=False)

@@ -23,7 +23,7 @@ from dit_policy_training.data.table import load_table
 from dit_policy_training.judging.diagnosis import Diagnosis, amount_of_work, diagnose
 from dit_policy_training.judging.findings import Finding, findings
 from dit_policy_training.judging.held_out import UNKNOWN, rows_to_judge
-from dit_policy_training.judging.opening import Unit, open_subject
+from dit_policy_training.judging.opening import open_subject
 
 REPORT, PICTURE = "diagnosis.json", "diagnosis.png"
 MOST_ROWS = 12
@@ -82,28 +82,27 @@ def run(config: DiagnoseConfig, console: Console | None = None) -> int:
             advance=lambda count: progress.advance(task, count),
         )
     found = findings(diagnosis, subject.policy.config)
-    console.print(Group(*_shown(diagnosis, found, subject.unit, config.seconds)))
+    console.print(Group(*_shown(diagnosis, found, config.seconds)))
     if config.output_dir is not None:
-        _write(diagnosis, found, config.output_dir, subject.unit)
+        _write(diagnosis, found, config.output_dir)
         console.print(f"{config.output_dir / REPORT}, {config.output_dir / PICTURE}", highlight=False)
     return 0
 
 
-def _write(diagnosis: Diagnosis, found: list[Finding], folder: Path, unit: Unit) -> None:
+def _write(diagnosis: Diagnosis, found: list[Finding], folder: Path) -> None:
     # matplotlib: seconds to import, and only here.
     from dit_policy_training.judging.diagnosis_picture import draw
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).write_text(diagnosis.to_json(found), encoding="utf-8")
-    draw(diagnosis, folder / PICTURE, unit)
+    draw(diagnosis, folder / PICTURE)
 
 
-def _shown(
-    diagnosis: Diagnosis, found: list[Finding], unit: Unit, seconds: float
-) -> Iterator[TextTable | Padding | Text]:
-    yield _attention(diagnosis, unit, seconds)
+def _shown(diagnosis: Diagnosis, found: list[Finding], seconds: float) -> Iterator[TextTable | Padding | Text]:
+    unit = diagnosis.unit
+    yield _attention(diagnosis, seconds)
     yield from _other_words(diagnosis)
-    yield _tasks(diagnosis, unit)
+    yield _tasks(diagnosis)
     if diagnosis.pairs:
         yield _pairs(diagnosis)
     idle = diagnosis.idling
@@ -140,7 +139,8 @@ def _other_words(diagnosis: Diagnosis) -> Iterator[Text]:
             yield Text(f"{answer.asked}: {', '.join(pairs[:MOST_ROWS])}{more}")
 
 
-def _attention(diagnosis: Diagnosis, unit: Unit, seconds: float) -> TextTable:
+def _attention(diagnosis: Diagnosis, seconds: float) -> TextTable:
+    unit = diagnosis.unit
     table = TextTable(
         Column("asked", no_wrap=True),
         f"error ({unit.name})",
@@ -163,7 +163,8 @@ def _attention(diagnosis: Diagnosis, unit: Unit, seconds: float) -> TextTable:
     return table
 
 
-def _tasks(diagnosis: Diagnosis, unit: Unit) -> TextTable:
+def _tasks(diagnosis: Diagnosis) -> TextTable:
+    unit = diagnosis.unit
     table = TextTable("task", "episodes", "frames", f"error ({unit.name})")
     for task in diagnosis.tasks[:MOST_ROWS]:
         error = "not asked" if task.error is None else unit.of(task.error)

@@ -57,7 +57,7 @@ def test_its_weights_are_a_checkpoint_of_ours(
 ) -> None:
     trained = plugin(config, tmp_path)
     monkeypatch.setattr(bench_trainers, "RECIPE", str(tmp_path / "recipe.yaml"))
-    monkeypatch.setattr(bench_trainers, "DATASET", str(config.dataset_path))
+    monkeypatch.setattr(bench_trainers, "DATASET", config.dataset_path)
     trained.save_pretrained(tmp_path / "lerobot")
     bench_trainers.export(tmp_path / "lerobot" / "model.safetensors", tmp_path / "exported")
     loaded = load_checkpoint(tmp_path / "exported").state_dict()

@@ -363,7 +363,7 @@ def test_the_picture_can_be_read(sound_diagnosis: Diagnosis, tmp_path: Path, mon
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     idling = replace(sound_diagnosis.idling, recorded=0.0, predicted=0.0, moments=123)
     tasks = [replace(task, error=0.0123) for task in sound_diagnosis.tasks]
-    draw(replace(sound_diagnosis, idling=idling, tasks=tasks), tmp_path / "x.png", MILLIRADIANS)
+    draw(replace(sound_diagnosis, idling=idling, tasks=tasks, unit=MILLIRADIANS), tmp_path / "x.png")
     (figure,) = drawn
     figure.canvas.draw()
     for axes in figure.axes[:2]:

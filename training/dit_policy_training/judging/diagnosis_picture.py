@@ -10,7 +10,6 @@ from dit_policy_training.judging.colours import legible_on
 from dit_policy_training.judging.diagnosis import Diagnosis
 from dit_policy_training.judging.findings import HEARD_NOISE
 from dit_policy_training.judging.listening import AS_RECORDED, OTHER_NOISE
-from dit_policy_training.judging.opening import Unit
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -20,13 +19,13 @@ BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.6"
 MOST_TASKS = 20
 
 
-def draw(diagnosis: Diagnosis, path: Path, unit: Unit) -> None:
-    """Write the PNG; errors are told in `unit`."""
+def draw(diagnosis: Diagnosis, path: Path) -> None:
+    """Write the PNG."""
     figure, axes = plt.subplots(2, 2, figsize=(13, 9), constrained_layout=True)
     figure.suptitle(f"{diagnosis.checkpoint} on {diagnosis.dataset}", fontsize=10)
     _attention(axes[0, 0], diagnosis)
     _idling(axes[0, 1], diagnosis)
-    _tasks(axes[1, 0], diagnosis, unit)
+    _tasks(axes[1, 0], diagnosis)
     _words(axes[1, 1], diagnosis)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -78,7 +77,8 @@ def _say(axes: Axes, why: str) -> None:
     axes.text(0.5, 0.5, why, ha="center", va="center", color="0.35", transform=axes.transAxes)
 
 
-def _tasks(axes: Axes, diagnosis: Diagnosis, unit: Unit) -> None:
+def _tasks(axes: Axes, diagnosis: Diagnosis) -> None:
+    unit = diagnosis.unit
     tasks = sorted(diagnosis.tasks, key=lambda task: task.frames)[:MOST_TASKS]
     places = np.arange(len(tasks))
     axes.barh(places, [task.frames for task in tasks], color="lightsteelblue")

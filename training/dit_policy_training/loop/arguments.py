@@ -67,10 +67,9 @@ def _chosen_anew(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 def _chosen(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """The choices that a command line makes, such as ("policy.objective", "diffusion")."""
-    options = {argument.removeprefix("--").partition("=")[0] for argument in arguments if argument.startswith("--")}
-    chosen = {option: option.removesuffix(".type") for option in options if option.endswith(".type")}
-    kinds = {place: given(arguments, option) for option, place in chosen.items()}
-    return [(place, kind) for place, kind in sorted(kinds.items()) if place.rpartition(".")[2] in _CHOICES]
+    names = {argument.removeprefix("--").partition("=")[0] for argument in arguments if argument.startswith("--")}
+    places = sorted(name.removesuffix(".type") for name in names if name.endswith(".type"))
+    return [(place, given(arguments, f"{place}.type")) for place in places if place.rpartition(".")[2] in _CHOICES]
 
 
 def _nested(option: str, value: dict[str, Any]) -> dict[str, Any]:
